@@ -1,0 +1,76 @@
+//! Ways in from outside. An exposure is an edge whose origin stands outside the fabric.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::graph::Location;
+use crate::name::{PeerName, PortName, ServiceName};
+use crate::port::Ports;
+
+/// One port of one service, reachable from outside in one way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Exposure {
+    /// The service that is reached.
+    pub service: ServiceName,
+    /// The name of its port.
+    pub port_name: PortName,
+    /// The port itself.
+    pub ports: Ports,
+    /// How.
+    pub way: Way,
+    /// Where it is written.
+    pub at: Location,
+}
+
+/// How a service is reached from outside.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// `expose.clearnet`: a name with automatic TLS.
+    Clearnet {
+        /// The domain name.
+        domain: String,
+        /// The ACME challenge, as written (`http-01`, `tls-alpn-01`, `dns-01`).
+        challenge: Option<String>,
+    },
+    /// `expose.lan`: from the prefixes of `[network] lan`, on this port of the host.
+    Lan {
+        /// Port on the host.
+        external: u16,
+    },
+    /// `expose.onion`: a Tor v3 onion service.
+    Onion {
+        /// Port of the onion address.
+        external: u16,
+        /// Who may; empty means everybody who knows the address.
+        clients: BTreeSet<PeerName>,
+    },
+    /// `expose.port`: a plain port of the uplink.
+    Port {
+        /// Port on the host.
+        external: u16,
+    },
+    /// `expose.wireguard`: peers in a tunnel.
+    WireGuard {
+        /// Who may.
+        peers: BTreeSet<PeerName>,
+    },
+}
+
+impl Way {
+    /// The word for it in the language.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Clearnet { .. } => "clearnet",
+            Self::Lan { .. } => "lan",
+            Self::Onion { .. } => "onion",
+            Self::Port { .. } => "port",
+            Self::WireGuard { .. } => "wireguard",
+        }
+    }
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}:{}", self.way.word(), self.service, self.port_name)
+    }
+}

@@ -1,0 +1,10 @@
+//! An allow-graph of services, compiled to nftables rules.
+//!
+//! Pure: text in, plan out. No file, socket, process, clock or randomness is touched here, so that everything in this
+//! crate can be tested, proved and replayed without a kernel.
+
+pub mod exposure;
+pub mod graph;
+pub mod name;
+pub mod port;
+pub mod ruleset;

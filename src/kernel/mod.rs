@@ -1,0 +1,3 @@
+//! The only room that touches the kernel: namespaces, links, addresses, routes, rules, sysctls, conntrack.
+
+pub mod netns;

@@ -1,0 +1,162 @@
+//! Network namespaces: made, pinned, entered.
+//!
+//! # Invariants
+//!
+//! - No thread that outlives a call ever changes namespace: work inside runs on a fresh thread that dies with it
+//!   (setns(2) changes the calling thread only, and a pool thread would be poisoned).
+//! - A socket keeps the namespace in which it was made, so [`Netns::run`] may hand one out and be done.
+//! - No fork.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace, held open.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+}
+
+impl Netns {
+    /// Opens the namespace that is pinned at `path`, as ip-netns(8) does under `/run/netns`.
+    ///
+    /// # Errors
+    ///
+    /// What open(2) says; `NotFound` when nothing is there.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::open(path)? })
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc` is not mounted.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Makes a namespace and runs `prepare` inside; only when that succeeded it is pinned at `path`, so that a namespace
+    /// which can be found is never half made.
+    ///
+    /// # Errors
+    ///
+    /// What unshare(2), `prepare`, open(2) or mount(2) say; then nothing is left.
+    pub fn create<T: Send + 'static>(
+        path: &Path,
+        prepare: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<(Self, T)> {
+        let path = path.to_owned();
+        on_fresh_thread(move || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let made = prepare()?;
+            let netns = Self::current()?;
+            pin(&path)?;
+            Ok((netns, made))
+        })
+    }
+
+    /// A namespace that nothing pins: it is gone when the last thread, socket and file in it is.
+    ///
+    /// # Errors
+    ///
+    /// What unshare(2) says.
+    pub fn unpinned() -> io::Result<Self> {
+        on_fresh_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Self::current()
+        })
+    }
+
+    /// Runs `f` on a thread that lives inside this namespace and dies with it.
+    ///
+    /// # Errors
+    ///
+    /// What setns(2) says (`EPERM` without CAP_SYS_ADMIN), or what `f` returns.
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let file = self.file.try_clone()?;
+        on_fresh_thread(move || {
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            f()
+        })
+    }
+
+    /// The open file, for messages that name a namespace by descriptor.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Another handle on the same namespace.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()? })
+    }
+}
+
+/// Pins the namespace of the calling thread at `path`.
+fn pin(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).open(path)?;
+    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|errno| {
+        std::fs::remove_file(path).ok();
+        io::Error::from(errno)
+    })
+}
+
+/// Takes the pin at `path` away. The namespace goes when the last process in it does.
+///
+/// # Errors
+///
+/// What umount(2) or unlink(2) say; a path that is no mount point is only removed.
+pub fn unpin(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::Error::EINVAL) => std::fs::remove_file(path),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Makes `dir` (such as `/run/netns`) a mount point of its own with private propagation, so that pins do not multiply
+/// into the mount namespaces of other units, as ip-netns(8) makes it shared once.
+///
+/// # Errors
+///
+/// What mkdir(2) or mount(2) say.
+pub fn prepare_directory(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir)
+}
+
+/// The names pinned in `dir`, sorted; none when the directory is not there.
+///
+/// # Errors
+///
+/// What readdir(3) says.
+pub fn pinned(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut names =
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// Where ip-netns(8) keeps its pins.
+pub fn default_directory() -> PathBuf {
+    PathBuf::from("/run/netns")
+}
+
+fn on_fresh_thread<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    match thread::Builder::new().name("netns".into()).spawn(f)?.join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}

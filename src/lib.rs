@@ -1,0 +1,3 @@
+//! Every service in a network namespace of its own, wired by one allow-graph.
+
+pub mod kernel;
