@@ -3,8 +3,11 @@
 //! Pure: text in, plan out. No file, socket, process, clock or randomness is touched here, so that everything in this
 //! crate can be tested, proved and replayed without a kernel.
 
+pub mod address;
 pub mod exposure;
 pub mod graph;
 pub mod name;
+pub mod network;
 pub mod port;
 pub mod ruleset;
+pub mod topology;

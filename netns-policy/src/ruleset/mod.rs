@@ -10,6 +10,8 @@
 //!   type (interface index), padded to four bytes.
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
+pub mod compile;
+
 use std::collections::BTreeMap;
 
 /// Address family of a table, as in nft(8).
@@ -160,13 +162,8 @@ pub enum Expr {
         /// First register of the key.
         sreg: Reg,
     },
-    /// Puts an element with a connection count into a dynamic set (`add @set { key ct count over N }`); matches when
-    /// the count is over.
-    CountOver {
-        /// Its name.
-        set: String,
-        /// First register of the key.
-        sreg: Reg,
+    /// Matches when more connections than `count` have come here (`ct count over N`).
+    CtCountOver {
         /// The most that does not match.
         count: u32,
     },

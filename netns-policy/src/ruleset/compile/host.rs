@@ -1,0 +1,153 @@
+//! The table of ours on the host: the host's lock on its own wire, and the masquerade of the uplink's leg.
+//!
+//! It never judges a packet that is neither on a link of ours nor let in by a sysctl of ours: every chain accepts by
+//! default, so the host's own traffic, SSH above all, cannot be cut here.
+
+use std::collections::BTreeMap;
+
+use super::grant::grants;
+use super::lock::{Elements, called, callers, connection_sets, known};
+use super::outside::{join, not_direct};
+use super::vocabulary::{BOTH, ESTABLISHED, Load, RELATED, TCP, Version, base_chain, interval, key, rule};
+use super::{Source, host_table};
+use crate::ruleset::{Chain, ChainKind, Family, HookPoint, Reject, Rule, Ruleset, Set, Table};
+use crate::topology::{Place, leg_link};
+
+pub(super) fn compile(source: &Source) -> Ruleset {
+    let uses_host = source.indexes.contains_key(&Place::Host);
+    let uses_uplink = source.indexes.contains_key(&Place::Uplink);
+    if !uses_host && !uses_uplink {
+        return Ruleset::default();
+    }
+    let mut sets = connection_sets();
+    let mut lock = Elements { sets: &mut sets };
+    for grant in grants(source.graph, source.addresses) {
+        lock.grant(&Place::Host, &grant);
+    }
+    for v in BOTH {
+        sets.insert(v.named("not_direct"), not_direct(source, v));
+        sets.insert(v.named("lan"), lan(source, v));
+    }
+    let table = Table { chains: chains(source), sets };
+    Ruleset { tables: BTreeMap::from([((Family::Inet, host_table(source.graph)), table)]) }
+}
+
+/// Private destinations that some service may reach: who, the gateway has asked already.
+fn lan(source: &Source, v: Version) -> Set {
+    let lan = source.graph.network().lan.iter().map(|prefix| (prefix.network(), prefix.broadcast()));
+    let only = source.graph.services().flat_map(|service| {
+        service.outbound.lan_only.iter().map(|(prefix, _)| (prefix.network(), prefix.broadcast()))
+    });
+    let resolvers = super::uplink::resolvers(source, v).into_iter().map(|address| (address, address));
+    let all = lan.chain(only).chain(resolvers).filter(|(from, _)| Version::of(*from) == v).collect();
+    let elements = join(all).into_iter().map(|(from, to)| (key().addrs(from, to).range_key(), None));
+    Set { elements: elements.collect(), ..interval(&[v.addr()]) }
+}
+
+fn chains(source: &Source) -> BTreeMap<String, Chain> {
+    let wire = Place::Host.inner_link(&source.graph.network().name).to_string();
+    let leg = leg_link(&source.graph.network().name).to_string();
+    let input = vec![
+        rule().iifname(&wire).goto("from_fabric"),
+        // The gateway has no business with the machine itself.
+        rule().iifname(&leg).ct_state(ESTABLISHED | RELATED).accept(),
+        rule().iifname(&leg).counter().drop(),
+    ];
+    let output = vec![rule().oifname(&wire).goto("to_fabric")];
+    let regular = |rules| Chain { hook: None, rules };
+    // Before `filter` (0), so that what is dropped here is seen by nobody else; what is accepted here is still judged
+    // by every other table.
+    let base = |point, rules| base_chain(ChainKind::Filter, point, -10, true, rules);
+    BTreeMap::from([
+        ("input".into(), base(HookPoint::Input, input)),
+        ("output".into(), base(HookPoint::Output, output)),
+        ("forward".into(), base(HookPoint::Forward, forward(source, &wire, &leg))),
+        ("from_fabric".into(), regular(from_fabric())),
+        ("to_fabric".into(), regular(to_fabric())),
+        ("from_leg".into(), regular(from_leg())),
+        ("to_leg".into(), regular(to_leg())),
+        ("snat".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
+        ("passed".into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
+    ])
+}
+
+fn forward(source: &Source, wire: &str, leg: &str) -> Vec<Rule> {
+    let mut rules = vec![
+        // Only what the host itself sends may use its wire: what a container sends behind the host is not the host.
+        rule().iifname(wire).counter().drop(),
+        rule().oifname(wire).counter().drop(),
+        rule().iifname(leg).goto("from_leg"),
+        rule().oifname(leg).goto("to_leg"),
+    ];
+    rules.extend(guard(source));
+    rules
+}
+
+/// Forwarding was switched on for the leg alone: where it was off before, everybody else still finds it off.
+fn guard(source: &Source) -> Vec<Rule> {
+    if !source.indexes.contains_key(&Place::Uplink) {
+        return vec![];
+    }
+    let off = |path: &str| source.host.original(path) == Some("0");
+    let mut rules = Vec::new();
+    if off("net/ipv4/ip_forward") {
+        let ours = source.host.uplinks4.iter().filter(|link| off(&format!("net/ipv4/conf/{link}/forwarding")));
+        rules.extend(ours.map(|link| rule().nfproto(Version::V4).iifname(link).counter().drop()));
+    }
+    if off("net/ipv6/conf/all/forwarding") && !source.host.uplinks6.is_empty() {
+        rules.push(rule().nfproto(Version::V6).counter().drop());
+    }
+    rules
+}
+
+fn from_fabric() -> Vec<Rule> {
+    let mut rules = known();
+    rules.extend(callers());
+    rules.push(rule().counter().drop());
+    rules
+}
+
+fn to_fabric() -> Vec<Rule> {
+    let mut rules = known();
+    rules.extend(called());
+    rules.push(rule().counter().end());
+    rules.push(rule().l4proto(TCP).reject(Reject::TcpReset));
+    rules.push(rule().reject(Reject::IcmpxAdminProhibited));
+    rules
+}
+
+fn from_leg() -> Vec<Rule> {
+    let mut rules = vec![rule().to_this_machine().counter().drop()];
+    for v in BOTH {
+        let there = [Load::Daddr(v)];
+        rules.push(rule().nfproto(v).is_in(&there, &v.named("lan"), true).accept());
+        rules.push(rule().nfproto(v).is_in(&there, &v.named("not_direct"), true).counter().drop());
+    }
+    rules.push(rule().accept());
+    rules
+}
+
+fn to_leg() -> Vec<Rule> {
+    vec![rule().ct_state(ESTABLISHED | RELATED).accept(), rule().counter().drop()]
+}
+
+fn masquerade(source: &Source) -> Vec<Rule> {
+    leg_sources(source, |words| words.masquerade())
+}
+
+/// Counts what got through the forward hook: `apply` sends a probe and looks here to learn whether somebody else's
+/// rules drop it.
+fn passed(source: &Source) -> Vec<Rule> {
+    leg_sources(source, |words| words.counter().end())
+}
+
+fn leg_sources(source: &Source, end: impl Fn(super::vocabulary::Words) -> Rule) -> Vec<Rule> {
+    if !source.indexes.contains_key(&Place::Uplink) {
+        return vec![];
+    }
+    let wire = Place::Host.inner_link(&source.graph.network().name).to_string();
+    let from = source.addresses.leg_gateway();
+    from.iter()
+        .map(|address| end(rule().nfproto(Version::of(address)).saddr(address).oifname_is_not(&wire)))
+        .collect()
+}

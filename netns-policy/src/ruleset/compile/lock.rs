@@ -1,0 +1,212 @@
+//! The second lock: what stands in a service's own namespace.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::grant::{Grant, grants};
+use super::outside::{lan, private, reach};
+use super::vocabulary::{
+    BOTH, ESTABLISHED, KeyBuilder, Load, NEW, RELATED, TCP, UDP, Version, base_chain, dynamic, interval, key, rule, set,
+};
+use super::{EXPAND, Source, TABLE};
+use crate::graph::{Denied, Dns, Limits, Service};
+use crate::ruleset::{ChainKind, Family, Field, HookPoint, Key, Reject, Rule, Ruleset, Set, Table};
+use crate::topology::Place;
+
+pub(super) fn compile(source: &Source, service: &Service) -> Ruleset {
+    let me = Place::Service(service.name.clone());
+    let mut sets = connection_sets();
+    for v in BOTH {
+        sets.insert(v.named("private"), private(v));
+        sets.insert(v.named("denied"), dynamic(&[v.addr(), Field::InetProto, Field::InetService], 1024, 86400));
+        sets.insert(v.named("direct"), set(&[Field::InetProto]));
+        sets.insert(v.named("lan"), interval(&[v.addr()]));
+        sets.insert(v.named("reach"), interval(&[v.addr(), Field::InetProto, Field::InetService]));
+    }
+    let mut lock = Elements { sets: &mut sets };
+    for grant in grants(source.graph, source.addresses) {
+        lock.grant(&me, &grant);
+    }
+    lock.outbound(source, service);
+    let mut chains = BTreeMap::from([
+        ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input(source))),
+        ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, vec![])),
+        ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output(source, &service.limits))),
+    ]);
+    if service.dns == Dns::Tor {
+        // -100 is `dstnat`, where nft(8) lets a redirect of local packets stand.
+        let redirect = base_chain(ChainKind::Nat, HookPoint::Output, -100, true, ask_tor(source));
+        chains.insert("resolve".into(), redirect);
+    }
+    Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), Table { chains, sets })]) }
+}
+
+/// The sets that say who may open a connection to here (`in`) and to whom from here (`out`).
+pub(super) fn connection_sets() -> BTreeMap<String, Set> {
+    let mut sets = BTreeMap::new();
+    for v in BOTH {
+        let tuple = [v.addr(), Field::InetProto, Field::InetService];
+        for side in ["in", "out"] {
+            sets.insert(v.named(side), set(&tuple));
+            sets.insert(v.named(&format!("{side}_ranges")), interval(&tuple));
+            sets.insert(v.named(&format!("{side}_echo")), set(&[v.addr()]));
+        }
+        let elements = v.icmp_errors().iter().map(|kind| (key().icmp_type(*kind).exact(), None)).collect();
+        sets.insert(v.named("icmp_errors"), Set { elements, ..set(&[v.icmp_field()]) });
+    }
+    sets
+}
+
+/// `established`, and of `related` the ICMP errors alone: never a helper's expectation.
+pub(super) fn known() -> Vec<Rule> {
+    let error = |v: Version| {
+        let icmp = rule().nfproto(v).l4proto(v.icmp());
+        icmp.is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).ct_state(RELATED).accept()
+    };
+    vec![rule().ct_state(ESTABLISHED).accept(), error(Version::V4), error(Version::V6)]
+}
+
+/// New connections from the peers in `in`.
+pub(super) fn callers() -> Vec<Rule> {
+    permitted("in", Load::Saddr)
+}
+
+/// New connections to the peers in `out`.
+pub(super) fn called() -> Vec<Rule> {
+    permitted("out", Load::Daddr)
+}
+
+fn permitted(side: &str, peer: fn(Version) -> Load) -> Vec<Rule> {
+    let rules = BOTH.map(|v| {
+        let tuple = [peer(v), Load::L4proto, Load::Dport];
+        let new = || rule().nfproto(v).ct_state(NEW);
+        let echo = rule().nfproto(v).l4proto(v.icmp()).icmp_type(v.echo_request());
+        [
+            new().is_in(&tuple, &v.named(side), true).accept(),
+            new().is_in(&tuple, &v.named(&format!("{side}_ranges")), true).accept(),
+            echo.is_in(&[peer(v)], &v.named(&format!("{side}_echo")), true).accept(),
+        ]
+    });
+    rules.concat()
+}
+
+fn input(source: &Source) -> Vec<Rule> {
+    let mut rules = vec![rule().iif_lo().accept()];
+    rules.extend(known());
+    rules.extend(callers());
+    if source.graph.defaults().log {
+        rules.push(rule().log("nsctl in "));
+    }
+    rules.push(rule().counter().drop());
+    rules
+}
+
+fn output(source: &Source, limits: &Limits) -> Vec<Rule> {
+    let mut rules = vec![rule().oif_lo().accept()];
+    rules.extend(known());
+    rules.extend(limited(limits));
+    rules.extend(called());
+    for v in BOTH {
+        let to = [Load::Daddr(v)];
+        // Any protocol that is listed under `direct`; the list holds all or none.
+        let public = rule().nfproto(v).is_in(&to, &v.named("private"), false);
+        rules.push(public.is_in(&[Load::L4proto], &v.named("direct"), true).accept());
+        rules.push(rule().nfproto(v).is_in(&to, &v.named("lan"), true).accept());
+        let tuple = [Load::Daddr(v), Load::L4proto, Load::Dport];
+        rules.push(rule().nfproto(v).is_in(&tuple, &v.named("reach"), true).accept());
+    }
+    rules.extend(refuse(source));
+    rules
+}
+
+/// `limits`: beyond them a new connection is refused like one without an edge.
+fn limited(limits: &Limits) -> Vec<Rule> {
+    let new = || rule().ct_state(NEW);
+    let rate = limits.new_per_second.map(|n| new().limit(n.into(), n.max(5), true).counter().reject(REFUSAL));
+    let flows = limits.flows.map(|n| new().ct_count_over(n).counter().reject(REFUSAL));
+    rate.into_iter().chain(flows).collect()
+}
+
+const REFUSAL: Reject = Reject::IcmpxAdminProhibited;
+
+/// Remembered by name of the target, sampled, counted, and refused at once.
+pub(super) fn refuse(source: &Source) -> Vec<Rule> {
+    let defaults = source.graph.defaults();
+    let mut rules = BOTH
+        .map(|v| rule().nfproto(v).update(&[Load::Daddr(v), Load::L4proto, Load::Dport], &v.named("denied")))
+        .to_vec();
+    if defaults.log {
+        rules.push(rule().log("nsctl out "));
+    }
+    rules.push(rule().counter().end());
+    if defaults.denied == Denied::Reject {
+        rules.push(rule().l4proto(TCP).reject(Reject::TcpReset));
+        rules.push(rule().reject(REFUSAL));
+    }
+    rules
+}
+
+/// `dns = "tor"`: what asks port 53 of the tor service is answered by its port `dns`.
+fn ask_tor(source: &Source) -> Vec<Rule> {
+    let Some(tor) = source.graph.services().find(|service| service.is_tor) else { return vec![] };
+    let Some(ports) = tor.ports.iter().find(|(name, _)| name.as_str() == "dns").map(|(_, ports)| ports) else {
+        return vec![];
+    };
+    let addresses = source.addresses.service(tor.name.as_str());
+    let to = addresses.iter().flat_map(|addresses| addresses.iter().collect::<Vec<_>>());
+    to.map(|address| {
+        let asked = rule().nfproto(Version::of(address)).daddr(address).l4proto(UDP).dport(53);
+        asked.dnat(address, Some(ports.lo()))
+    })
+    .collect()
+}
+
+pub(super) struct Elements<'a> {
+    pub(super) sets: &'a mut BTreeMap<String, Set>,
+}
+
+impl Elements<'_> {
+    fn put(&mut self, set: String, key: Key) {
+        self.sets.get_mut(&set).expect("every set is declared").elements.insert(key, None);
+    }
+
+    /// What `grant` means to `me`, who may be either end of it or neither.
+    pub(super) fn grant(&mut self, me: &Place, grant: &Grant) {
+        if grant.to == *me {
+            self.side("in", grant.from_addresses.iter(), grant);
+        }
+        if grant.from == *me {
+            self.side("out", grant.to_addresses.iter(), grant);
+        }
+    }
+
+    fn side(&mut self, side: &str, peers: impl Iterator<Item = IpAddr>, grant: &Grant) {
+        let (proto, lo, hi) = (grant.ports.protocol().number(), grant.ports.lo(), grant.ports.hi());
+        for peer in peers {
+            let v = Version::of(peer);
+            let start: KeyBuilder = key().addr(peer).proto(proto);
+            if grant.ports.count() <= EXPAND {
+                (lo..=hi).for_each(|port| self.put(v.named(side), start.clone().port(port).exact()));
+            } else {
+                self.put(v.named(&format!("{side}_ranges")), start.ports(lo, hi).range_key());
+            }
+            self.put(v.named(&format!("{side}_echo")), key().addr(peer).exact());
+        }
+    }
+
+    fn outbound(&mut self, source: &Source, service: &Service) {
+        for v in BOTH {
+            if service.outbound.direct {
+                for proto in [TCP, UDP, v.icmp()] {
+                    self.put(v.named("direct"), key().proto(proto).exact());
+                }
+            }
+            for (from, to) in lan(source, service, v) {
+                self.put(v.named("lan"), key().addrs(from, to).range_key());
+            }
+            for reach in reach(service, v) {
+                self.put(v.named("reach"), reach.fill(key().addrs(reach.from, reach.to)));
+            }
+        }
+    }
+}

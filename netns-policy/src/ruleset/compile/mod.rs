@@ -1,0 +1,87 @@
+//! The one place where policy becomes rules.
+//!
+//! Four rulesets follow from one list of grants: the panel in the fabric, the lock in each service, the gateway
+//! `uplink` and the table on the host. docs/fabric.md says in prose what each chain is for.
+//!
+//! # Invariants
+//!
+//! - Rules depend on the shape of the policy only (which features it uses); who may reach whom is in elements, so that
+//!   one edge more or less is a constant number of elements.
+//! - No text of the operator becomes an identifier, except the network's name behind a prefix of ours.
+
+mod grant;
+mod host;
+mod lock;
+mod outside;
+mod panel;
+mod uplink;
+mod vocabulary;
+
+use std::collections::BTreeMap;
+
+use crate::address::AddressPlan;
+use crate::graph::AllowGraph;
+use crate::network::HostNetwork;
+use crate::topology::Place;
+
+pub use grant::{Grant, grants};
+pub use panel::wire_chain;
+pub use uplink::LEG;
+
+use super::Ruleset;
+
+/// The table in every namespace of ours.
+pub const TABLE: &str = "nsctl";
+
+/// The NFLOG group to which refusals are sampled.
+pub const LOG_GROUP: u16 = 5;
+
+/// Ranges of at most so many ports become one element a port; longer ones go to an interval map, which is asked after
+/// the exact one has missed.
+pub const EXPAND: u32 = 64;
+
+/// What this kernel can do beyond what is required, found by trying it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Capabilities {
+    /// `reject` in the netdev family (`CONFIG_NFT_REJECT_NETDEV`), which Debian 12's kernel has not.
+    pub netdev_reject: bool,
+}
+
+/// What the rules of one policy follow from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The policy.
+    pub graph: &'a AllowGraph,
+    /// Who has which address.
+    pub addresses: &'a AddressPlan,
+    /// The interface index in the fabric of every wire.
+    pub indexes: &'a BTreeMap<Place, u32>,
+    /// What the host's own network looks like.
+    pub host: &'a HostNetwork,
+    /// What the kernel can do.
+    pub capabilities: Capabilities,
+}
+
+impl Source<'_> {
+    /// The panel: everything in the fabric.
+    pub fn fabric(&self) -> Ruleset {
+        panel::compile(self)
+    }
+
+    /// The second lock of the namespace of `place`; for the host, the table of ours there.
+    pub fn lock(&self, place: &Place) -> Ruleset {
+        match place {
+            Place::Host => host::compile(self),
+            Place::Service(name) => match self.graph.service(name.as_str()) {
+                Some(service) => lock::compile(self, service),
+                None => Ruleset::default(),
+            },
+            Place::Uplink => uplink::compile(self),
+        }
+    }
+}
+
+/// The name of our table on the host.
+pub fn host_table(graph: &AllowGraph) -> String {
+    format!("{TABLE}-{}", graph.network().name)
+}

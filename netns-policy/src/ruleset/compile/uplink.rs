@@ -1,0 +1,149 @@
+//! The gateway `uplink`: the way out of `outbound = "direct"` and `"lan"`, and the resolver of `dns = "direct"`.
+//!
+//! Every packet towards the outside is asked anew who may send it, so that a revoked way is closed for open
+//! connections too; only replies rest on connection tracking.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::lock::known;
+use super::outside::{direct_reach, lan, lan_reach, not_direct};
+use super::vocabulary::{
+    BOTH, ESTABLISHED, ICMP_ERRORS, ICMP6_ERRORS, Load, RELATED, TCP, UDP, Version, base_chain, interval, key, rule, set,
+};
+use super::{Source, TABLE};
+use crate::ruleset::{Chain, ChainKind, Family, Field, HookPoint, Reject, Rule, Ruleset, Set, Table};
+use crate::topology::Place;
+
+/// The gateway's end of the leg.
+pub const LEG: &str = "up0";
+const WIRE: &str = "net0";
+
+pub(super) fn compile(source: &Source) -> Ruleset {
+    let mut chains: BTreeMap<String, Chain> = BTreeMap::from([
+        ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input())),
+        ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, forward())),
+        ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output())),
+        ("dnat".into(), base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, resolve(source))),
+    ]);
+    let leaving = vec![rule().oifname(LEG).masquerade()];
+    chains.insert("snat".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, leaving));
+    let table = Table { chains, sets: sets(source) };
+    Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), table)]) }
+}
+
+fn sets(source: &Source) -> BTreeMap<String, Set> {
+    let mut sets = BTreeMap::new();
+    for v in BOTH {
+        sets.insert(v.named("host"), host(source, v));
+        sets.insert(v.named("not_direct"), not_direct(source, v));
+        let mut direct = set(&[v.addr()]);
+        let mut lan_set = interval(&[v.addr(), v.addr()]);
+        let mut reach_set = interval(&[v.addr(), v.addr(), Field::InetProto, Field::InetService]);
+        let mut ports = interval(&[v.addr(), v.addr(), Field::InetProto, Field::InetService]);
+        let mut resolver = set(&[v.addr(), v.addr()]);
+        for service in source.graph.services() {
+            let addresses = source.addresses.of(&Place::Service(service.name.clone()));
+            let own = addresses.iter().flat_map(|a| a.iter().collect::<Vec<_>>()).find(|a| Version::of(*a) == v);
+            let Some(own) = own else { continue };
+            if service.outbound.direct {
+                direct.elements.insert(key().addr(own).exact(), None);
+            }
+            for (from, to) in lan(source, service, v) {
+                lan_set.elements.insert(key().addr(own).addrs(from, to).range_key(), None);
+            }
+            for (set, reach) in [(&mut reach_set, lan_reach(service, v)), (&mut ports, direct_reach(service, v))] {
+                let tuples = reach.iter().map(|r| (r.fill(key().addr(own).addrs(r.from, r.to)), None));
+                set.elements.extend(tuples);
+            }
+            if service.dns == crate::graph::Dns::Direct {
+                for to in resolvers(source, v) {
+                    resolver.elements.insert(key().addr(own).addr(to).exact(), None);
+                }
+            }
+        }
+        sets.insert(v.named("direct"), direct);
+        sets.insert(v.named("lan"), lan_set);
+        sets.insert(v.named("reach"), reach_set);
+        sets.insert(v.named("direct_ports"), ports);
+        sets.insert(v.named("resolvers"), resolver);
+        let errors = if v == Version::V4 { &ICMP_ERRORS[..] } else { &ICMP6_ERRORS[..] };
+        let elements = errors.iter().map(|kind| (key().icmp_type(*kind).exact(), None)).collect();
+        sets.insert(v.named("icmp_errors"), Set { elements, ..set(&[v.icmp_field()]) });
+    }
+    sets
+}
+
+/// The host's own addresses: nobody reaches the machine by going out and coming back.
+fn host(source: &Source, v: Version) -> Set {
+    let own = source.host.addresses.iter().filter(|address| Version::of(**address) == v);
+    Set { elements: own.map(|address| (key().addr(*address).exact(), None)).collect(), ..set(&[v.addr()]) }
+}
+
+/// The resolvers to which questions are sent on.
+pub(super) fn resolvers(source: &Source, v: Version) -> Vec<IpAddr> {
+    let written = &source.graph.network().resolvers;
+    let chosen = if written.is_empty() { &source.host.resolvers } else { written };
+    chosen.iter().copied().filter(|address| Version::of(*address) == v).take(1).collect()
+}
+
+fn input() -> Vec<Rule> {
+    let mut rules = vec![rule().iif_lo().accept()];
+    rules.extend(known());
+    rules.push(rule().counter().drop());
+    rules
+}
+
+/// The gateway says nothing of its own but ICMP errors about what it forwards, and refusals.
+fn output() -> Vec<Rule> {
+    let mut rules = vec![rule().oif_lo().accept()];
+    rules.extend(known());
+    for v in BOTH {
+        let error = rule().nfproto(v).l4proto(v.icmp());
+        rules.push(error.is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).accept());
+    }
+    rules.push(rule().counter().drop());
+    rules
+}
+
+fn forward() -> Vec<Rule> {
+    let mut rules = vec![rule().clamp_mss()];
+    let back = || rule().iifname(LEG).oifname(WIRE);
+    rules.push(back().ct_state(ESTABLISHED).ct_reply().accept());
+    for v in BOTH {
+        let error = back().nfproto(v).l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true);
+        rules.push(error.ct_state(RELATED).accept());
+    }
+    for v in BOTH {
+        let out = || rule().iifname(WIRE).oifname(LEG).nfproto(v);
+        let (here, there) = (Load::Saddr(v), Load::Daddr(v));
+        rules.push(out().is_in(&[here, there], &v.named("resolvers"), true).dport(53).accept());
+        rules.push(out().is_in(&[there], &v.named("host"), true).counter().reject(Reject::IcmpxAdminProhibited));
+        rules.push(out().is_in(&[here, there], &v.named("lan"), true).accept());
+        let tuple = [here, there, Load::L4proto, Load::Dport];
+        rules.push(out().is_in(&tuple, &v.named("reach"), true).accept());
+        let public = || out().is_in(&[there], &v.named("not_direct"), false);
+        rules.push(public().is_in(&[here], &v.named("direct"), true).accept());
+        rules.push(public().is_in(&tuple, &v.named("direct_ports"), true).accept());
+        let error = out().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true);
+        rules.push(error.ct_state(RELATED).accept());
+    }
+    rules.push(rule().counter().end());
+    rules.push(rule().iifname(WIRE).l4proto(TCP).reject(Reject::TcpReset));
+    rules.push(rule().iifname(WIRE).reject(Reject::IcmpxAdminProhibited));
+    rules
+}
+
+fn resolve(source: &Source) -> Vec<Rule> {
+    let asked = source.addresses.resolver();
+    let pairs = asked.iter().flat_map(|address| {
+        let to = resolvers(source, Version::of(address));
+        to.into_iter().flat_map(move |resolver| [UDP, TCP].map(|proto| (address, resolver, proto)))
+    });
+    pairs
+        .map(|(address, resolver, proto)| {
+            let question = rule().iifname(WIRE).nfproto(Version::of(address)).daddr(address).l4proto(proto).dport(53);
+            question.dnat(resolver, None)
+        })
+        .collect()
+}

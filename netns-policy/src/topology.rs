@@ -1,0 +1,100 @@
+//! Which namespaces there are, and the names of their wires.
+//!
+//! # Invariants
+//!
+//! - Every name here follows from the policy alone.
+//! - What is ours can be told by name: a service's namespace is `<network>-<service>`; the fabric's and the gateways'
+//!   hold a `+`, which no service name may.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::graph::{AllowGraph, Dns};
+use crate::name::{LinkName, NetworkName, ServiceName};
+
+/// Somewhere a wire ends that is not the fabric.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Place {
+    /// The machine's own namespace.
+    Host,
+    /// A service's namespace.
+    Service(ServiceName),
+    /// The gateway of `outbound = "direct"` and `"lan"`.
+    Uplink,
+}
+
+impl Place {
+    /// The namespace's name; `None` for the host's.
+    pub fn netns(&self, network: &NetworkName) -> Option<String> {
+        match self {
+            Self::Host => None,
+            Self::Service(name) => Some(format!("{network}-{name}")),
+            Self::Uplink => Some(format!("{network}+uplink")),
+        }
+    }
+
+    /// What the link in the fabric is called before it is made to fit.
+    pub fn long_name(&self) -> String {
+        match self {
+            Self::Host => "+host".into(),
+            Self::Service(name) => name.to_string(),
+            Self::Uplink => "+uplink".into(),
+        }
+    }
+
+    /// The link in the fabric.
+    pub fn link(&self) -> LinkName {
+        LinkName::for_name(&self.long_name())
+    }
+
+    /// The link at this end.
+    pub fn inner_link(&self, network: &NetworkName) -> LinkName {
+        match self {
+            Self::Host => LinkName::for_name(&format!("{network}+host")),
+            Self::Service(_) | Self::Uplink => LinkName::from_kernel("net0"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.pad("host"),
+            Self::Service(name) => name.fmt(f),
+            Self::Uplink => f.pad("uplink"),
+        }
+    }
+}
+
+/// The name of the fabric's namespace.
+pub fn fabric_netns(network: &NetworkName) -> String {
+    format!("{network}+fabric")
+}
+
+/// The host's end of the uplink's leg.
+pub fn leg_link(network: &NetworkName) -> LinkName {
+    LinkName::for_name(&format!("{network}+leg"))
+}
+
+/// Whether a namespace of this name belongs to `network`, as far as its name tells.
+pub fn is_netns_of(network: &NetworkName, netns: &str) -> bool {
+    let rest = netns.strip_prefix(network.as_str());
+    rest.is_some_and(|rest| rest.starts_with(['-', '+']))
+}
+
+/// Whether a service needs the uplink.
+pub fn uses_uplink(service: &crate::graph::Service) -> bool {
+    !service.outbound.stays_inside() || service.dns == Dns::Direct
+}
+
+/// Every place that has a wire under this policy.
+pub fn places(graph: &AllowGraph) -> BTreeSet<Place> {
+    let mut places: BTreeSet<Place> = graph.services().map(|s| Place::Service(s.name.clone())).collect();
+    if graph.services().any(uses_uplink) {
+        places.insert(Place::Uplink);
+    }
+    if graph.uses_host() {
+        places.insert(Place::Host);
+    }
+    places
+}
