@@ -4,10 +4,15 @@
 //! crate can be tested, proved and replayed without a kernel.
 
 pub mod address;
+pub mod changes;
+pub mod cut;
+pub mod desired;
 pub mod exposure;
 pub mod graph;
 pub mod name;
 pub mod network;
+pub mod observed;
+pub mod plan;
 pub mod port;
 pub mod ruleset;
 pub mod topology;

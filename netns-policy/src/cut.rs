@@ -1,0 +1,129 @@
+//! Which open connections end with a right that is taken away.
+//!
+//! A lock accepts what is established, so an entry of conntrack would outlive its edge. It is deleted by its exact
+//! tuple, in every namespace that holds one; a table is never flushed, because other connections live in it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::ruleset::delta::{Delta, Op};
+use crate::ruleset::{Field, Key, Ruleset, Set};
+use crate::topology::Place;
+
+/// The first packet of a connection, as conntrack remembers it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Opening {
+    /// Source.
+    pub from: IpAddr,
+    /// Destination, before any translation.
+    pub to: IpAddr,
+    /// Protocol number.
+    pub protocol: u8,
+    /// Destination port; 0 for protocols without.
+    pub port: u16,
+}
+
+/// A right in one lock, as a shape of connections.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Right {
+    from: Option<(IpAddr, IpAddr)>,
+    to: Option<(IpAddr, IpAddr)>,
+    protocol: Option<u8>,
+    ports: Option<(u16, u16)>,
+}
+
+/// The connections to end in one namespace.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Cuts {
+    gone: Vec<Right>,
+    kept: Vec<Right>,
+}
+
+impl Cuts {
+    /// The connections that `delta` at `place` takes the right from and `new`, the lock as it will be, gives it no
+    /// other way.
+    pub fn of(place: &Place, delta: &Delta, new: &Ruleset) -> Self {
+        let gone = delta.ops.iter().filter_map(|op| match op {
+            Op::DeleteElements(elements) => Some((elements.set.as_str(), &elements.of)),
+            _ => None,
+        });
+        let gone: Vec<Right> = gone.flat_map(|(name, set)| rights(place, name, set)).collect();
+        if gone.is_empty() {
+            return Self::default();
+        }
+        let sets = new.tables.values().flat_map(|table| &table.sets);
+        Self { gone, kept: sets.flat_map(|(name, set)| rights(place, name, set)).collect() }
+    }
+
+    /// Whether there is nothing to cut.
+    pub fn is_empty(&self) -> bool {
+        self.gone.is_empty()
+    }
+
+    /// Whether this connection has lost its right.
+    pub fn hits(&self, opening: &Opening) -> bool {
+        let holds = |right: &Right| right.covers(opening);
+        self.gone.iter().any(holds) && !self.kept.iter().any(holds)
+    }
+}
+
+impl Right {
+    fn covers(&self, opening: &Opening) -> bool {
+        let within = |range: &Option<(IpAddr, IpAddr)>, address: IpAddr| {
+            range.is_none_or(|(lo, hi)| lo.is_ipv4() == address.is_ipv4() && (lo..=hi).contains(&address))
+        };
+        within(&self.from, opening.from)
+            && within(&self.to, opening.to)
+            && self.protocol.is_none_or(|protocol| protocol == opening.protocol)
+            && self.ports.is_none_or(|(lo, hi)| (lo..=hi).contains(&opening.port))
+    }
+}
+
+/// What the elements of a set allow; nothing for sets that give no right.
+fn rights(place: &Place, name: &str, set: &Set) -> Vec<Right> {
+    let stem = name.trim_end_matches(['4', '6']);
+    let connection = matches!(stem, "in" | "in_ranges" | "in_echo" | "out" | "out_ranges" | "out_echo");
+    let outside = matches!(stem, "direct" | "direct_ports" | "lan" | "reach" | "resolvers");
+    // On the host, `lan` is no right of the host's own connections.
+    if !connection && !(outside && *place != Place::Host) {
+        return Vec::new();
+    }
+    let from_first = stem.starts_with("in") || *place == Place::Uplink;
+    let echo = stem.ends_with("_echo");
+    set.elements.keys().map(|key| right(set, key, from_first, echo)).collect()
+}
+
+fn right(set: &Set, key: &Key, from_first: bool, echo: bool) -> Right {
+    let mut right = Right::default();
+    let mut at = 0;
+    let mut next_is_from = from_first;
+    for field in &set.key {
+        let side = |bytes: &[u8]| bytes.get(at..at + field.len()).map(<[u8]>::to_vec).unwrap_or_default();
+        let (lo, hi) = (side(&key.from), side(key.to.as_ref().unwrap_or(&key.from)));
+        match field {
+            Field::Ipv4Addr | Field::Ipv6Addr => {
+                let range = address(&lo).zip(address(&hi));
+                *(if next_is_from { &mut right.from } else { &mut right.to }) = range;
+                if echo {
+                    right.protocol = Some(if *field == Field::Ipv4Addr { 1 } else { 58 });
+                }
+                next_is_from = false;
+            }
+            Field::InetProto => right.protocol = lo.first().copied(),
+            Field::InetService => right.ports = port(&lo).zip(port(&hi)),
+            Field::IcmpType | Field::Icmpv6Type | Field::IfaceIndex => {}
+        }
+        at += field.padded_len();
+    }
+    right
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(|octets| Ipv6Addr::from(octets).into())
+}
+
+fn port(bytes: &[u8]) -> Option<u16> {
+    <[u8; 2]>::try_from(bytes).ok().map(u16::from_be_bytes)
+}

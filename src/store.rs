@@ -1,0 +1,190 @@
+//! The state directory: what must outlive a reboot. The only files that nsctl writes, besides those under the run
+//! directory.
+//!
+//! # Invariants
+//!
+//! - A file is written whole or not at all: to a temporary name, synced, renamed, and the directory synced.
+//! - Directories are 0700 and files 0600.
+//! - One process at a time changes a network: see [`Store::lock`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use netns_policy::address::AddressBook;
+use netns_policy::name::NetworkName;
+use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// Why the state directory cannot be used.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// Another nsctl is changing this network.
+    #[error("another nsctl is at work: it holds {}", path.display())]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// A file of ours that does not hold what we write.
+    #[error("cannot understand {}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The state of one network.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+/// Held while a network is changed.
+#[derive(Debug)]
+pub struct Guard {
+    _file: Flock<File>,
+}
+
+const ADDRESSES: &str = "addresses.json";
+const SYSCTLS: &str = "sysctls.json";
+
+impl Store {
+    /// The state of `network` under `directory` (`/var/lib/nsctl`). Nothing is made before it is written.
+    pub fn new(directory: &Path, network: &NetworkName) -> Self {
+        Self { directory: directory.join(network.as_str()) }
+    }
+
+    /// The networks that have state under `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and cannot be read.
+    pub fn networks(directory: &Path) -> Result<Vec<NetworkName>, StoreError> {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(StoreError::Io { action: "read", path: directory.into(), source }),
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut names: Vec<NetworkName> = names.collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Keeps every other nsctl from changing this network until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`] when another one does it now.
+    pub fn lock(&self) -> Result<Guard, StoreError> {
+        self.prepare()?;
+        let path = self.directory.join("lock");
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(|source| StoreError::Io { action: "open", path: path.clone(), source })?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Guard { _file: file }),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path }),
+            Err((_, errno)) => Err(StoreError::Io { action: "lock", path, source: errno.into() }),
+        }
+    }
+
+    /// The recorded addresses; empty when there are none yet.
+    ///
+    /// # Errors
+    ///
+    /// When the file is there and cannot be read or understood: addresses are never guessed anew over a broken record.
+    pub fn addresses(&self) -> Result<AddressBook, StoreError> {
+        self.read(ADDRESSES)
+    }
+
+    /// Records addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written; then the old one is whole.
+    pub fn record_addresses(&self, book: &AddressBook) -> Result<(), StoreError> {
+        self.write(ADDRESSES, book)
+    }
+
+    /// What the host's sysctls were before we changed them, by path below `/proc/sys`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::addresses`].
+    pub fn sysctls(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        self.read(SYSCTLS)
+    }
+
+    /// Records what the host's sysctls were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::record_addresses`].
+    pub fn record_sysctls(&self, before: &BTreeMap<String, String>) -> Result<(), StoreError> {
+        self.write(SYSCTLS, before)
+    }
+
+    fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
+        let path = self.directory.join(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
+            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+        };
+        serde_json::from_slice(&text).map_err(|source| StoreError::Corrupt { path, source })
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
+        self.prepare()?;
+        let path = self.directory.join(name);
+        let mut text = serde_json::to_vec_pretty(value).expect("the records have string keys and plain values");
+        text.push(b'\n');
+        write_whole(&path, &text, 0o600).map_err(|source| StoreError::Io { action: "write", path, source })
+    }
+
+    fn prepare(&self) -> Result<(), StoreError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|source| StoreError::Io { action: "make", path: self.directory.clone(), source })
+    }
+}
+
+/// Writes a file so that a reader, and a crash, find the old one or the new one and nothing between.
+///
+/// # Errors
+///
+/// What the system says; then the old file is whole and the temporary one is gone.
+pub(crate) fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let written = (|| {
+        fs::remove_file(&temporary).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    })();
+    if written.is_err() {
+        fs::remove_file(&temporary).ok();
+    }
+    written
+}
