@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -122,14 +123,48 @@ pub fn unpin(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes `dir` (such as `/run/netns`) a mount point of its own with private propagation, so that pins do not multiply
-/// into the mount namespaces of other units, as ip-netns(8) makes it shared once.
+/// Makes `dir` (such as `/run/netns`) ready for pins that ip-netns(8) sees too: a directory that is a mount point of its own.
+///
+/// It is made private, where ip-netns(8) makes it shared: `/run` is shared on most machines, and each pin would be copied into the
+/// mount namespace of every unit that has one. Nothing is lost by that: `ip netns` reads the same directory, and a copy of the
+/// mount table that is made later has the pins of that time in it.
+///
+/// A directory that is a mount point already, or has pins in it, is somebody's choice and stays as it is; a second call changes
+/// nothing.
 ///
 /// # Errors
 ///
-/// What mkdir(2) or mount(2) say.
+/// What mkdir(2), flock(2) or mount(2) say.
 pub fn prepare_directory(dir: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(dir)
+    std::fs::create_dir_all(dir)?;
+    // `ip netns add` takes the same lock: two that looked at once would stack two mounts.
+    let _lock = Flock::lock(File::open(dir)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let dir = dir.canonicalize()?;
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let listed = PathBuf::from(escaped(&dir));
+    if mounts.lines().filter_map(mount_point).any(|mounted| mounted.starts_with(&listed)) {
+        return Ok(());
+    }
+    mount(Some(&dir), &dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    mount(None::<&str>, &dir, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?;
+    Ok(())
+}
+
+/// The mount point in a line of proc_pid_mountinfo(5).
+fn mount_point(line: &str) -> Option<&Path> {
+    line.split(' ').nth(4).map(Path::new)
+}
+
+/// A path as it stands in proc_pid_mountinfo(5), where fields are parted by spaces and lines by newlines.
+fn escaped(path: &Path) -> String {
+    let escape = |c| match c {
+        ' ' => "\\040".to_owned(),
+        '\t' => "\\011".to_owned(),
+        '\n' => "\\012".to_owned(),
+        '\\' => "\\134".to_owned(),
+        c => c.to_string(),
+    };
+    path.to_string_lossy().chars().map(escape).collect()
 }
 
 /// The names pinned in `dir`, sorted; none when the directory is not there.
