@@ -269,16 +269,20 @@ fn leg(network: &NetworkName, addresses: &AddressPlan, host: &HostNetwork) -> Le
     }
 }
 
-/// Table and priority follow from the network's name: two networks on one machine do not meet.
-fn host_route(network: &NetworkName, addresses: &AddressPlan) -> HostRoute {
+/// The routing table and the priority of the rules that lead to it. They follow from the network's name, so that two
+/// networks on one machine do not meet and `down` finds what is there without a record.
+pub fn host_route_numbers(network: &NetworkName) -> (u32, u32) {
     let number = network.as_str().bytes().fold(0u32, |n, byte| n.wrapping_mul(31).wrapping_add(byte.into())) % 1000;
+    (110_000 + number, 11_000 + number)
+}
+
+fn host_route(network: &NetworkName, addresses: &AddressPlan) -> HostRoute {
+    let (table, priority) = host_route_numbers(network);
     let own = addresses.of(&Place::Host).expect("the host has an address in every pool");
     let pools = [Some(IpNetwork::V4(addresses.pool4())), addresses.pool6().map(IpNetwork::V6)];
-    HostRoute {
-        table: 110_000 + number,
-        priority: 11_000 + number,
-        pools: pools.into_iter().flatten().zip(own.iter()).collect(),
-    }
+    let mut pools: Vec<_> = pools.into_iter().flatten().zip(own.iter()).collect();
+    pools.sort();
+    HostRoute { table, priority, pools }
 }
 
 /// Forwarding, for the leg and the uplinks alone where the kernel can (IPv4); for IPv6 it knows only one switch for

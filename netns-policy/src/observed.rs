@@ -93,7 +93,8 @@ impl Observed {
         let joined = inner.peer == Some(outer.index) && outer.peer == Some(inner.index);
         let marked = outer.alias.as_deref() == Some(&wire.alias);
         let made = |link: &Link| link.noarp && link.mtu == crate::desired::INNER_MTU;
-        let addressed = inner.addresses == wire.addresses.iter().collect();
+        // More addresses than its own do a service no good: the wire and the address are in every key.
+        let addressed = wire.addresses.iter().all(|address| inner.addresses.contains(&address));
         (joined && marked && made(inner) && made(outer) && addressed).then_some(outer.index)
     }
 

@@ -1,12 +1,156 @@
 //! The only room that touches the kernel: namespaces, links, addresses, routes, rules, sysctls, conntrack.
+//!
+//! It decides nothing: what it is given is a [`Step`], complete, and what it gives is an [`Observed`], as it is.
 
 pub mod address;
+mod apply;
 pub mod conntrack;
+mod host;
 pub mod link;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
+mod observe;
 pub mod process;
 pub mod route;
 pub mod rule;
 pub mod sysctl;
 pub mod wire;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use netns_policy::name::NetworkName;
+use netns_policy::observed::Observed;
+use netns_policy::plan::Step;
+use thiserror::Error;
+
+use netlink::NetlinkError;
+use netns::Netns;
+use nft::NftError;
+
+/// The seam between the pure crate and the kernel. Two verbs, and the second takes data.
+pub trait Kernel {
+    /// What exists now.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked.
+    fn observe(&self) -> Result<Observed, KernelError>;
+
+    /// Does one step. Doing it again after a success, or after a part of it, is harmless.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; a part of the step may have been done.
+    fn apply(&self, step: &Step) -> Result<(), KernelError>;
+}
+
+/// What the kernel refused, or why it could not be asked.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The system refused something about a file.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something inside a namespace went wrong.
+    #[error("in {netns}")]
+    Inside {
+        /// The namespace.
+        netns: String,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// Links, addresses, routes or connections.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Rules.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
+
+/// `RTPROT_*` of our routes and rules: a number that rtnetlink(7) leaves to administrators and iproute2 names nobody.
+pub const PROTOCOL: u8 = 110;
+
+/// The group of the wires' ends in the fabric.
+pub const GROUP: u32 = 0x6e73;
+
+/// The Ethernet address of both ends of every wire: `fwd` rewrites none, and nobody asks who has which.
+pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+
+/// The index of `net0`: the first free one of a fresh namespace.
+pub const NET0: u32 = 2;
+
+/// The running kernel.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    /// Which network's namespaces are ours.
+    pub network: NetworkName,
+    /// Where namespaces are pinned: `/run/netns`.
+    pub netns_directory: PathBuf,
+    /// Where the services' hosts files are: `/run/nsctl`.
+    pub run_directory: PathBuf,
+    /// Where ip-netns(8) looks for such files: `/etc/netns`, or nowhere in a sandbox.
+    pub etc_netns: Option<PathBuf>,
+    /// What the host's sysctls were before us, as recorded.
+    pub before: BTreeMap<String, String>,
+}
+
+impl Linux {
+    /// The path of a pin.
+    pub fn pin(&self, netns: &str) -> PathBuf {
+        self.netns_directory.join(netns)
+    }
+
+    /// The directory with the files of one namespace.
+    pub fn files(&self, netns: &str) -> PathBuf {
+        self.run_directory.join(netns)
+    }
+
+    /// Opens one of our namespaces.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn open(&self, netns: &str) -> Result<Netns, KernelError> {
+        let path = self.pin(netns);
+        Netns::open(&path).map_err(|source| KernelError::File { action: "open", path, source })
+    }
+
+    /// Runs `f` inside one of our namespaces.
+    ///
+    /// # Errors
+    ///
+    /// What `f` returns, with the namespace's name.
+    pub fn inside<T: Send + 'static>(
+        &self,
+        netns: &str,
+        f: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, KernelError> {
+        self.open(netns)?.run(f).map_err(|source| KernelError::Inside { netns: netns.to_owned(), source })
+    }
+}
+
+impl Kernel for Linux {
+    fn observe(&self) -> Result<Observed, KernelError> {
+        observe::observe(self)
+    }
+
+    fn apply(&self, step: &Step) -> Result<(), KernelError> {
+        apply::apply(self, step)
+    }
+}
+
+fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KernelError {
+    let path = path.to_owned();
+    move |source| KernelError::File { action, path, source }
+}

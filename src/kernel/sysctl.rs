@@ -60,6 +60,11 @@ impl Sysctl {
         Self("net/netfilter/nf_conntrack_tcp_loose".into())
     }
 
+    /// The knob of that name, as [`Sysctl::as_str`] gives it.
+    pub fn at(path: &str) -> Self {
+        Self(path.to_owned())
+    }
+
     /// Its name as sysctl(8) writes it, with slashes.
     pub fn as_str(&self) -> &str {
         &self.0

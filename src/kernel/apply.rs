@@ -1,0 +1,423 @@
+//! Carries out one step.
+//!
+//! # Invariants
+//!
+//! - Everything that a step makes can be made again: what is there already is not an error.
+//! - A namespace is pinned only once its lock stands and it is marked as ours.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use netns_policy::address::Addresses;
+use netns_policy::cut::{Cuts, Opening};
+use netns_policy::desired::{Files, HostRoute, INNER_MTU, Leg, Route as DesiredRoute, Wire};
+use netns_policy::plan::{Site, Step};
+use netns_policy::ruleset::compile::LEG;
+use netns_policy::ruleset::delta::Delta;
+use netns_policy::topology::{Place, fabric_netns};
+use nix::errno::Errno;
+
+use super::address::Address;
+use super::conntrack::{Conntrack, Flow};
+use super::link::LOOPBACK;
+use super::netlink::{NetlinkError, Rtnl};
+use super::netns::{self, Netns};
+use super::nft::{NftError, NftSocket};
+use super::process;
+use super::route::Route;
+use super::rule::IpRule;
+use super::sysctl::Sysctl;
+use super::wire::{WirePair, set_alias};
+use super::{GROUP, KernelError, Linux, MAC, NET0, PROTOCOL, file_error, link};
+
+/// How long a wire may take to let the first packet pass.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
+    match step {
+        Step::CreateFabric { netns, alias, rules } => create(linux, netns, alias, rules, fabric_sysctls()),
+        Step::CreateNetns { place, netns, alias, rules } => create(linux, netns, alias, rules, sysctls(place)),
+        Step::CreateWires(wires) => create_wires(linux, wires),
+        Step::CreateLeg { netns, leg } => create_leg(linux, netns, leg),
+        Step::DeleteFabricLinks(indexes) => delete_fabric_links(linux, indexes),
+        Step::DeleteNetns { netns } => delete_netns(linux, netns),
+        Step::DeleteHostLinks(indexes) => Ok(Rtnl::open()?.delete_links(indexes)?),
+        Step::DeleteHostRoute(route) => delete_host_route(route),
+        Step::DeleteFiles(service) => delete_files(linux, &format!("{}-{service}", linux.network)),
+        Step::MendWire { wire, stale } => mend_wire(linux, wire, stale.iter()),
+        Step::RaiseWires(indexes) => in_fabric(linux, indexes, |rtnl, indexes| rtnl.set_up(indexes)),
+        Step::Rules { at, delta, generation, cuts } => rules(linux, at, delta, *generation, cuts),
+        Step::SetHostRoute(route) => set_host_route(linux, route),
+        Step::SetSysctl { path, value } | Step::RestoreSysctl { path, value } => {
+            Sysctl::at(path).write(value).map_err(|e| file_error("set", Path::new(path))(e.into()))
+        }
+        Step::Settle(indexes) => settle(linux, indexes),
+        Step::WriteFiles { service, files } => write_files(linux, &format!("{}-{service}", linux.network), files),
+    }
+}
+
+type Knobs = Vec<(Sysctl, &'static str)>;
+
+/// The fabric forwards nothing by routing, and needs no IPv6 for the frames that it hands on.
+fn fabric_sysctls() -> Knobs {
+    vec![
+        (Sysctl::ip_forward(), "0"),
+        (Sysctl::ipv6("all", "disable_ipv6"), "1"),
+        (Sysctl::ipv6("default", "disable_ipv6"), "1"),
+    ]
+}
+
+fn sysctls(place: &Place) -> Knobs {
+    let mut knobs = vec![
+        (Sysctl::ipv6("default", "accept_ra"), "0"),
+        (Sysctl::ipv6("default", "accept_redirects"), "0"),
+        (Sysctl::ipv6("all", "accept_redirects"), "0"),
+        (Sysctl::ipv4("all", "accept_redirects"), "0"),
+        (Sysctl::ipv4("default", "accept_redirects"), "0"),
+        // The lock has brought conntrack in by now, and the knob with it.
+        (Sysctl::conntrack_tcp_loose(), "0"),
+    ];
+    if *place == Place::Uplink {
+        knobs.push((Sysctl::ip_forward(), "1"));
+        knobs.push((Sysctl::ipv6_forwarding(), "1"));
+    }
+    knobs
+}
+
+fn create(linux: &Linux, netns: &str, alias: &str, rules: &Delta, knobs: Knobs) -> Result<(), KernelError> {
+    let directory = &linux.netns_directory;
+    netns::prepare_directory(directory).map_err(file_error("prepare", directory))?;
+    let (alias, rules) = (alias.to_owned(), rules.clone());
+    let prepare = move || {
+        NftSocket::open()?.commit(&rules, None).map_err(io::Error::other)?;
+        for (knob, value) in knobs {
+            match knob.write(value) {
+                // A kernel without IPv6 has none of its knobs.
+                Err(e) if e.source.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+        Rtnl::open()?.pipeline(vec![set_alias(LOOPBACK, &alias)])?;
+        Ok(())
+    };
+    let path = linux.pin(netns);
+    Netns::create(&path, prepare).map(drop).map_err(|source| KernelError::Inside { netns: netns.to_owned(), source })
+}
+
+fn pair(wire: &Wire, inner_index: u32) -> WirePair {
+    WirePair {
+        inner: wire.inner.to_string(),
+        inner_index,
+        outer: wire.outer.to_string(),
+        outer_index: wire.index,
+        altname: wire.altname.clone(),
+        alias: Some(wire.alias.clone()),
+        mac: MAC,
+        mtu: INNER_MTU,
+        group: GROUP,
+    }
+}
+
+fn create_wires(linux: &Linux, wires: &[Wire]) -> Result<(), KernelError> {
+    let fabric = linux.open(&fabric_netns(&linux.network))?;
+    let mut labels = Vec::new();
+    for wire in wires {
+        let outer = fabric.try_clone().map_err(file_error("hold", &linux.netns_directory))?;
+        match &wire.netns {
+            Some(netns) => create_wire(linux, netns, wire, outer)?,
+            None => create_host_wire(wire, outer)?,
+        }
+        labels.extend(pair(wire, NET0).label());
+    }
+    in_netns(&fabric, "the fabric", move |rtnl| rtnl.pipeline(labels))
+}
+
+fn create_wire(linux: &Linux, netns: &str, wire: &Wire, outer: Netns) -> Result<(), KernelError> {
+    let addresses = addresses(NET0, &wire.addresses);
+    let routes: Vec<Route> = wire.routes.iter().map(|wanted| route(NET0, wanted)).collect();
+    let pair = pair(wire, NET0);
+    in_netns(&linux.open(netns)?, netns, move |rtnl| {
+        // What is left of a wire that is not whole: its end in the fabric is gone, or goes with it.
+        let stale: Vec<u32> = rtnl.links()?.iter().filter(|link| link.name == pair.inner).map(|l| l.index).collect();
+        rtnl.delete_links(&stale)?;
+        rtnl.pipeline(pair.bring_up(outer, &addresses, &routes))
+    })
+}
+
+fn addresses(link: u32, addresses: &Addresses) -> Vec<Address> {
+    addresses.iter().map(|address| Address { link, address: IpNetwork::from(address) }).collect()
+}
+
+fn route(link: u32, wanted: &DesiredRoute) -> Route {
+    Route { source: wanted.source, mtu: wanted.mtu, ..Route::by(link, wanted.to, PROTOCOL) }
+}
+
+/// The host chooses the index of its own end: others make links there too.
+fn create_host_wire(wire: &Wire, outer: Netns) -> Result<(), KernelError> {
+    let pair = pair(wire, 0);
+    let mut rtnl = Rtnl::open()?;
+    rtnl.pipeline(vec![pair.create(outer)])?;
+    let index = index_of(&mut rtnl, &pair.inner)?;
+    let mut requests = vec![set_alias(index, &wire.alias), super::wire::no_link_local(index, &pair.inner)];
+    requests.push(link::set_up(index));
+    requests.extend(addresses(index, &wire.addresses).iter().map(Address::add));
+    Ok(rtnl.pipeline(requests)?)
+}
+
+fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, KernelError> {
+    let found = rtnl.links()?.into_iter().find(|link| link.name == name);
+    let gone = || KernelError::File { action: "find", path: name.into(), source: io::ErrorKind::NotFound.into() };
+    found.map(|link| link.index).ok_or_else(gone)
+}
+
+fn mend_wire<'a>(
+    linux: &Linux,
+    wire: &Wire,
+    stale: impl Iterator<Item = &'a DesiredRoute>,
+) -> Result<(), KernelError> {
+    let name = wire.inner.to_string();
+    let stale: Vec<DesiredRoute> = stale.cloned().collect();
+    let wanted: Vec<DesiredRoute> = wire.routes.iter().cloned().collect();
+    let mend = move |rtnl: &mut Rtnl| {
+        let Some(index) = rtnl.links()?.iter().find(|link| link.name == name).map(|link| link.index) else {
+            return Ok(());
+        };
+        let mut requests = vec![link::set_up(index)];
+        requests.extend(stale.iter().map(|wanted| route(index, wanted).delete()));
+        requests.extend(wanted.iter().map(|wanted| route(index, wanted).add().pardon(Errno::EEXIST)));
+        rtnl.pipeline(requests)
+    };
+    match &wire.netns {
+        Some(netns) => in_netns(&linux.open(netns)?, netns, mend),
+        None => Ok(mend(&mut Rtnl::open()?)?),
+    }
+}
+
+fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> {
+    let gateway = linux.open(netns)?;
+    let stale = |rtnl: &mut Rtnl| -> Result<(), NetlinkError> {
+        let old: Vec<u32> = rtnl.links()?.iter().filter(|link| link.name == LEG).map(|link| link.index).collect();
+        rtnl.delete_links(&old)
+    };
+    in_netns(&gateway, netns, stale)?;
+    let pair = WirePair {
+        inner: leg.host_link.to_string(),
+        inner_index: 0,
+        outer: LEG.to_owned(),
+        outer_index: NET0 + 1,
+        altname: None,
+        alias: Some(leg.alias.clone()),
+        mac: MAC,
+        mtu: leg.mtu,
+        group: GROUP,
+    };
+    let mut rtnl = Rtnl::open()?;
+    let inside = gateway.try_clone().map_err(file_error("hold", &linux.pin(netns)))?;
+    rtnl.pipeline(vec![pair.create(inside)])?;
+    let index = index_of(&mut rtnl, &pair.inner)?;
+    let there = leg.gateway.iter().map(|address| Route::by(index, address.into(), PROTOCOL));
+    let mut requests = vec![set_alias(index, &leg.alias), super::wire::no_link_local(index, &pair.inner)];
+    requests.push(link::set_up(index));
+    requests.extend(addresses(index, &leg.host).iter().map(Address::add));
+    requests.extend(there.map(|route| route.add()));
+    rtnl.pipeline(requests)?;
+    let (labels, leg) = (pair.label(), leg.clone());
+    in_netns(&gateway, netns, move |rtnl| {
+        rtnl.pipeline(labels)?;
+        rtnl.pipeline(gateway_side(NET0 + 1, &leg))
+    })
+}
+
+fn gateway_side(index: u32, leg: &Leg) -> Vec<super::netlink::Request> {
+    let mut requests = vec![link::set_up(index)];
+    requests.extend(addresses(index, &leg.gateway).iter().map(Address::add));
+    for host in leg.host.iter() {
+        let any = if host.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().expect("the constant is a prefix");
+        requests.push(Route::by(index, host.into(), PROTOCOL).add());
+        requests.push(Route { gateway: Some(host), on_link: true, ..Route::by(index, any, PROTOCOL) }.add());
+    }
+    requests
+}
+
+fn delete_fabric_links(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
+    in_fabric(linux, indexes, |rtnl, indexes| {
+        let all = rtnl.links()?.iter().all(|link| link.index == LOOPBACK || indexes.contains(&link.index));
+        if all { rtnl.delete_group(GROUP) } else { rtnl.delete_links(indexes) }
+    })
+}
+
+fn delete_netns(linux: &Linux, netns: &str) -> Result<(), KernelError> {
+    let path = linux.pin(netns);
+    match netns::unpin(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn rules(linux: &Linux, at: &Site, delta: &Delta, generation: u32, cuts: &Cuts) -> Result<(), KernelError> {
+    let generation = (generation != 0).then_some(generation);
+    let (delta, cuts) = (delta.clone(), cuts.clone());
+    let change = move || -> Result<(), KernelError> {
+        let socket = NftSocket::open().map_err(file_error("open", Path::new("nftables")))?;
+        socket.commit(&delta, generation)?;
+        if !cuts.is_empty() {
+            Conntrack::open()?.delete_where(|flow| opening(flow).is_some_and(|opening| cuts.hits(&opening)))?;
+        }
+        Ok(())
+    };
+    let netns = match at {
+        Site::Fabric => fabric_netns(&linux.network),
+        Site::Place(place) => match place.netns(&linux.network) {
+            Some(netns) => netns,
+            None => return change(),
+        },
+    };
+    linux.inside(&netns, move || change().map_err(io::Error::other)).map_err(unwrap_nft)
+}
+
+/// A generation that moved on is told apart by who asked: bring it out of the wrapping that crossing a thread needs.
+fn unwrap_nft(error: KernelError) -> KernelError {
+    match error {
+        KernelError::Inside { netns, source } => match source.downcast::<KernelError>() {
+            Ok(KernelError::Nft(NftError::GenerationChanged)) => KernelError::Nft(NftError::GenerationChanged),
+            Ok(inner) => KernelError::Inside { netns, source: io::Error::other(inner) },
+            Err(source) => KernelError::Inside { netns, source },
+        },
+        other => other,
+    }
+}
+
+fn opening(flow: &Flow) -> Option<Opening> {
+    Some(Opening {
+        from: flow.original.source,
+        to: flow.original.destination,
+        protocol: flow.original.protocol,
+        port: flow.original.destination_port(),
+    })
+}
+
+fn set_host_route(linux: &Linux, route: &HostRoute) -> Result<(), KernelError> {
+    let mut rtnl = Rtnl::open()?;
+    let name = Place::Host.inner_link(&linux.network).to_string();
+    let index = index_of(&mut rtnl, &name)?;
+    delete_host_route(route)?;
+    let requests = route.pools.iter().flat_map(|(pool, source)| {
+        let by = Route { table: route.table, source: Some(*source), ..Route::by(index, *pool, PROTOCOL) };
+        let rule = IpRule::for_own_traffic(*pool, route.table, route.priority, PROTOCOL);
+        [by.add().pardon(Errno::EEXIST), rule.add().pardon(Errno::EEXIST)]
+    });
+    Ok(rtnl.pipeline(requests.collect())?)
+}
+
+fn delete_host_route(route: &HostRoute) -> Result<(), KernelError> {
+    let mut rtnl = Rtnl::open()?;
+    let ours = |rule: &IpRule| rule.protocol == PROTOCOL && rule.priority == route.priority;
+    let mut requests: Vec<_> = rtnl.rules()?.iter().filter(|rule| ours(rule)).map(IpRule::delete).collect();
+    let routes = rtnl.routes(Some(route.table))?;
+    requests.extend(routes.iter().filter(|route| route.protocol == PROTOCOL).map(Route::delete));
+    Ok(rtnl.pipeline(requests)?)
+}
+
+/// Both ends, or the kernel may still hold back the inner one's first packets.
+fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
+    in_fabric(linux, indexes, |rtnl, indexes| rtnl.wait_until_up(indexes, PATIENCE))?;
+    let fabric = linux.open(&fabric_netns(&linux.network))?;
+    let places = in_netns(&fabric, "the fabric", |rtnl| rtnl.links())?;
+    let aliases = places.into_iter().filter(|link| indexes.contains(&link.index)).filter_map(|link| link.alias);
+    for alias in aliases {
+        let place = alias.rsplit(':').next().unwrap_or_default();
+        match place.strip_prefix('+') {
+            Some("host") => {
+                let name = Place::Host.inner_link(&linux.network).to_string();
+                let mut rtnl = Rtnl::open()?;
+                let index = index_of(&mut rtnl, &name)?;
+                rtnl.wait_until_up(&[index], PATIENCE)?;
+            }
+            Some(gateway) => settle_inner(linux, &format!("{}+{gateway}", linux.network))?,
+            None => settle_inner(linux, &format!("{}-{place}", linux.network))?,
+        }
+    }
+    Ok(())
+}
+
+fn settle_inner(linux: &Linux, netns: &str) -> Result<(), KernelError> {
+    in_netns(&linux.open(netns)?, netns, |rtnl| rtnl.wait_until_up(&[NET0], PATIENCE))
+}
+
+fn in_netns<T: Send + 'static>(
+    netns: &Netns,
+    name: &str,
+    f: impl FnOnce(&mut Rtnl) -> Result<T, NetlinkError> + Send + 'static,
+) -> Result<T, KernelError> {
+    let done = netns.run(move || Ok(f(&mut Rtnl::open()?)?));
+    done.map_err(|source| KernelError::Inside { netns: name.to_owned(), source })
+}
+
+fn in_fabric(
+    linux: &Linux,
+    indexes: &[u32],
+    f: impl FnOnce(&mut Rtnl, &[u32]) -> Result<(), NetlinkError> + Send + 'static,
+) -> Result<(), KernelError> {
+    let indexes = indexes.to_vec();
+    let name = fabric_netns(&linux.network);
+    in_netns(&linux.open(&name)?, &name, move |rtnl| f(rtnl, &indexes))
+}
+
+/// Written in place: a running service has the very file bound over its own, and would not see another that took its
+/// name.
+fn write_files(linux: &Linux, netns: &str, files: &Files) -> Result<(), KernelError> {
+    let directory = linux.files(netns);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&directory);
+    made.map_err(file_error("make", &directory))?;
+    let all = [
+        ("network", linux.network.as_str()),
+        ("hosts", files.hosts.as_str()),
+        ("resolv.conf", files.resolv_conf.as_str()),
+        ("nsswitch.conf", files.nsswitch_conf.as_str()),
+    ];
+    for (name, text) in all {
+        let path = directory.join(name);
+        let opened =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path);
+        let written = opened.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
+        written.map_err(file_error("write", &path))?;
+    }
+    link_for_ip_netns(linux, netns, &directory);
+    Ok(())
+}
+
+/// `ip netns exec` takes its files from `/etc/netns/NAME`. Where `/etc` cannot be written it does without.
+fn link_for_ip_netns(linux: &Linux, netns: &str, directory: &Path) {
+    let Some(etc) = &linux.etc_netns else { return };
+    if fs::create_dir_all(etc).is_ok() && fs::symlink_metadata(etc.join(netns)).is_err() {
+        std::os::unix::fs::symlink(directory, etc.join(netns)).ok();
+    }
+}
+
+fn delete_files(linux: &Linux, netns: &str) -> Result<(), KernelError> {
+    let directory = linux.files(netns);
+    if let Some(etc) = &linux.etc_netns {
+        let link = etc.join(netns);
+        if fs::read_link(&link).is_ok_and(|to| to == directory) {
+            fs::remove_file(&link).map_err(file_error("remove", &link))?;
+        }
+    }
+    match fs::remove_dir_all(&directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &directory)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Processes that live in a namespace of ours, as far as they can be seen.
+///
+/// # Errors
+///
+/// When `/proc` cannot be read.
+pub fn occupants(linux: &Linux, netns: &str) -> Result<process::Occupants, KernelError> {
+    let path = linux.pin(netns);
+    process::processes_in(&linux.open(netns)?).map_err(file_error("look into", &path))
+}

@@ -1,0 +1,84 @@
+//! The host's own network, as far as the way out depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use netns_policy::network::HostNetwork;
+
+use super::link::Link;
+use super::netlink::Rtnl;
+use super::route::{MAIN_TABLE, Route, RouteType};
+use super::sysctl::Sysctl;
+use super::{KernelError, Linux, PROTOCOL};
+
+pub(super) fn network(linux: &Linux) -> Result<HostNetwork, KernelError> {
+    let mut rtnl = Rtnl::open()?;
+    let links = rtnl.links()?;
+    let routes: Vec<Route> = rtnl.routes(Some(MAIN_TABLE))?;
+    let ours = |index: u32| links.iter().any(|link| link.index == index && is_ours(link));
+    let addresses: BTreeSet<IpAddr> = rtnl
+        .addresses()?
+        .into_iter()
+        .filter(|address| !ours(address.link))
+        .map(|address| address.address.ip())
+        .filter(|ip| !ip.is_loopback() && !is_link_local(*ip))
+        .collect();
+    let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+    let defaults = |v4: bool| {
+        let default = routes.iter().filter(move |route| {
+            route.destination.prefix() == 0 && route.destination.is_ipv4() == v4 && route.kind == RouteType::Unicast
+        });
+        default.filter_map(|route| route.link).filter_map(name).collect::<BTreeSet<_>>()
+    };
+    let (uplinks4, uplinks6) = (defaults(true), defaults(false));
+    let on_link = routes.iter().filter(|route| {
+        let direct = route.gateway.is_none() && route.kind == RouteType::Unicast && route.destination.prefix() > 0;
+        direct && route.protocol != PROTOCOL && !route.link.is_some_and(ours) && !is_link_local(route.destination.ip())
+    });
+    let on_link = on_link.map(|route| route.destination).filter(|to| !to.ip().is_multicast()).collect();
+    let uplinks: BTreeSet<&String> = uplinks4.iter().chain(&uplinks6).collect();
+    let mtu = links.iter().filter(|link| uplinks.contains(&link.name)).map(|link| link.mtu).min();
+    Ok(HostNetwork {
+        mtu: mtu.unwrap_or(1500),
+        sysctls: sysctls(linux, &uplinks4, &uplinks6),
+        resolvers: resolvers(&addresses),
+        before: linux.before.clone(),
+        uplinks4,
+        uplinks6,
+        addresses,
+        on_link,
+    })
+}
+
+fn is_ours(link: &Link) -> bool {
+    link.alias.as_deref().is_some_and(|alias| alias.starts_with("nsctl:"))
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+/// Those that a plan may set, those that it asks, and those that are recorded. One that is not there is left out.
+fn sysctls(linux: &Linux, uplinks4: &BTreeSet<String>, uplinks6: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let leg = netns_policy::topology::leg_link(&linux.network);
+    let mut wanted = vec![Sysctl::ip_forward(), Sysctl::ipv6_forwarding(), Sysctl::ipv4(leg.as_str(), "forwarding")];
+    wanted.extend(uplinks4.iter().map(|link| Sysctl::ipv4(link, "forwarding")));
+    wanted.extend(uplinks6.iter().map(|link| Sysctl::ipv6(link, "accept_ra")));
+    wanted.extend(linux.before.keys().map(|path| Sysctl::at(path)));
+    wanted.iter().filter_map(|knob| Some((knob.as_str().to_owned(), knob.read().ok()?))).collect()
+}
+
+/// The first resolvers of the host that can be reached from outside its own namespace: what systemd-resolved has in
+/// its stub's place, else what resolv.conf(5) says.
+fn resolvers(own: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let usable = |text: String| -> Vec<IpAddr> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok());
+        lines.filter(|ip| !ip.is_loopback() && !is_link_local(*ip) && !own.contains(ip)).collect()
+    };
+    let listed = usable(read("/etc/resolv.conf"));
+    if listed.is_empty() { usable(read("/run/systemd/resolve/resolv.conf")) } else { listed }
+}
