@@ -10,6 +10,8 @@
 //!   type (interface index), padded to four bytes.
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
+pub mod delta;
+
 use std::collections::BTreeMap;
 
 /// Address family of a table, as in nft(8).
@@ -239,6 +241,9 @@ pub enum Expr {
         /// The register.
         sreg: Reg,
     },
+    /// Read from a kernel, never sent: an expression, by its kernel name, that this model has no word for. It equals
+    /// nothing that is desired, so it shows as drift.
+    Unknown(String),
 }
 
 /// What [`Expr::Meta`] loads.
