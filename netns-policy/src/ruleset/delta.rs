@@ -279,7 +279,7 @@ impl<'a> Remade<'a> {
     /// Whether the rules of a chain that stays have to be taken out and put in.
     fn refilled(&self, name: &str, old: &Chain, new: &Chain) -> bool {
         let refers = |expr: &Expr| match expr {
-            Expr::Lookup { set, .. } | Expr::Update { set, .. } => {
+            Expr::Lookup { set, .. } | Expr::Update { set, .. } | Expr::CountOver { set, .. } => {
                 self.sets.contains(set.as_str())
             }
             Expr::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) => self.chains.contains(chain.as_str()),

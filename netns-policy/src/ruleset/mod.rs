@@ -163,6 +163,16 @@ pub enum Expr {
         /// First register of the key.
         sreg: Reg,
     },
+    /// Puts an element with a connection count into a dynamic set (`add @set { key ct count over N }`); matches when
+    /// the count is over.
+    CountOver {
+        /// Its name.
+        set: String,
+        /// First register of the key.
+        sreg: Reg,
+        /// The most that does not match.
+        count: u32,
+    },
     /// Matches when more connections than `count` have come here (`ct count over N`).
     CtCountOver {
         /// The most that does not match.
@@ -237,6 +247,9 @@ pub enum Expr {
         /// The register.
         sreg: Reg,
     },
+    /// Read from a kernel, never sent: an expression, by its kernel name, that this model has no word for. It equals
+    /// nothing that is desired, so it shows as drift.
+    Unknown(String),
 }
 
 /// What [`Expr::Meta`] loads.

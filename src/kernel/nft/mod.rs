@@ -1,0 +1,157 @@
+//! nftables of one namespace, by netlink: read whole, changed in transactions.
+//!
+//! # Invariants
+//!
+//! - A [`Dump`] is of one generation: nothing changed between its first and its last byte.
+//! - [`NftSocket::commit`] is one transaction: all of the [`Delta`] happens or none of it, and with a generation only
+//!   if nobody changed the rules since.
+//! - An [`NftSocket`] belongs to the namespace of the thread that opened it, wherever it is used.
+//! - No byte is compared or left out by whim: what the model cannot say reads as [`Expr::Unknown`], or as a set with an
+//!   empty key, and so differs from everything desired.
+//!
+//! [`Expr::Unknown`]: netns_policy::ruleset::Expr::Unknown
+
+mod abi;
+mod attribute;
+mod batch;
+mod dump;
+mod expression;
+mod set;
+mod socket;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netns_policy::ruleset::delta::{Delta, Op};
+use netns_policy::ruleset::{Count, Counters, Family, Key, Ruleset};
+
+use self::batch::Batch;
+use self::socket::{Failure, Link};
+
+/// How often a dump is begun anew because somebody else changes the rules meanwhile.
+const DUMP_TRIES: usize = 16;
+
+/// A netlink socket to the nftables of one namespace.
+#[derive(Debug)]
+pub struct NftSocket(Link);
+
+/// The rules of a namespace at one generation.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Dump {
+    /// The tables that were asked for.
+    pub ruleset: Ruleset,
+    /// What the elements of their sets and maps counted.
+    pub counters: Counters,
+    /// The generation. Each transaction of anybody in the namespace makes a new one.
+    pub generation: u32,
+    /// Every table in the namespace, ours and others', as nft(8) names family and table.
+    pub tables: Vec<(String, String)>,
+}
+
+/// A transaction that did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The kernel refused an operation, and with it the transaction.
+    #[error("the kernel refused `{operation}`")]
+    Refused {
+        /// The first operation that it refused, as nft(8) would write it.
+        operation: String,
+        /// Its error number.
+        errno: i32,
+        /// The operations it refused after that: mostly consequences.
+        more: Vec<String>,
+        /// What the number means.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody changed the rules since the generation that the transaction was made for.
+    #[error("the rules were changed by somebody else meanwhile")]
+    GenerationChanged,
+    /// The socket failed.
+    #[error("cannot speak to nftables")]
+    Io(#[from] io::Error),
+}
+
+impl NftSocket {
+    /// Opens a socket into the namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// What socket(2) or bind(2) say.
+    pub fn open() -> io::Result<Self> {
+        Link::open().map(Self)
+    }
+
+    /// The number of the current generation.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without CAP_NET_ADMIN in the namespace.
+    pub fn generation(&self) -> io::Result<u32> {
+        dump::generation(&self.0)
+    }
+
+    /// Reads the tables for which `ours` holds.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without CAP_NET_ADMIN; `EINTR` when somebody changes the rules without pause.
+    pub fn dump(&self, ours: impl Fn(Family, &str) -> bool) -> io::Result<Dump> {
+        for _ in 0..DUMP_TRIES {
+            if let Some(dump) = dump::consistent(&self.0, &ours)? {
+                return Ok(dump);
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
+    /// Reads what packets put into a dynamic set, and what each element counted.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when there is no such set; else as [`NftSocket::dump`].
+    pub fn dynamic_elements(&self, family: Family, table: &str, set: &str) -> io::Result<BTreeMap<Key, Count>> {
+        for _ in 0..DUMP_TRIES {
+            if let Some(elements) = dump::dynamic_elements(&self.0, family, table, set)? {
+                return Ok(elements);
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
+    /// Makes the change in one transaction. With `generation`, only if the rules are still of that one.
+    ///
+    /// # Errors
+    ///
+    /// See [`NftError`]; in each case nothing was changed.
+    pub fn commit(&self, delta: &Delta, generation: Option<u32>) -> Result<(), NftError> {
+        if delta.is_empty() && generation.is_none() {
+            return Ok(());
+        }
+        let batch = Batch::new(delta, self.0.sequence(), generation);
+        self.0.advance(batch.next());
+        let failures = self.0.transact(batch.bytes())?;
+        refusal(delta, &batch, &failures)
+    }
+}
+
+/// What the kernel's complaints about a transaction come to.
+fn refusal(delta: &Delta, batch: &Batch, failures: &[Failure]) -> Result<(), NftError> {
+    let Some(first) = failures.first() else { return Ok(()) };
+    let named = |failure: &Failure| batch.op_of(failure.sequence).map(|index| operation(&delta.ops[index]));
+    let Some(operation) = named(first) else {
+        return Err(match first.errno {
+            nix::libc::ERESTART => NftError::GenerationChanged,
+            errno => NftError::Io(io::Error::from_raw_os_error(errno)),
+        });
+    };
+    let mut more: Vec<String> = failures[1..].iter().filter_map(named).filter(|other| *other != operation).collect();
+    more.dedup();
+    let source = io::Error::from_raw_os_error(first.errno);
+    Err(NftError::Refused { operation, errno: first.errno, more, source })
+}
+
+/// An operation in the words of nft(8); of many elements, how many.
+fn operation(op: &Op) -> String {
+    format!("{op:?}")
+}
