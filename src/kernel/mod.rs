@@ -4,6 +4,7 @@
 
 pub mod address;
 mod apply;
+pub use apply::occupants;
 pub mod conntrack;
 mod host;
 pub mod link;
@@ -11,6 +12,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 mod observe;
+pub mod probe;
 pub mod process;
 pub mod route;
 pub mod rule;

@@ -1,0 +1,441 @@
+//! The verbs of the library.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use netns_policy::address::{AddressBook, AddressError, AddressPlan};
+use netns_policy::desired::Desired;
+use netns_policy::diagnostic::{PolicyErrors, Warning};
+use netns_policy::graph::AllowGraph;
+use netns_policy::name::NetworkName;
+use netns_policy::observed::Observed;
+use netns_policy::plan::{Plan, Step};
+use netns_policy::ruleset::compile::Capabilities;
+use thiserror::Error;
+
+use crate::kernel::nft::NftError;
+use crate::kernel::probe::{self, ProbeError};
+use crate::kernel::{Kernel, KernelError, Linux, netns};
+use crate::policy::{self, ReadError};
+use crate::reconcile;
+use crate::report::{Report, StepError};
+use crate::status::Status;
+use crate::store::{Store, StoreError};
+
+/// How often a turn is begun anew because another program changed rules of ours while it ran.
+const TURNS: usize = 4;
+
+/// Where things are. [`Options::default`] is what the command uses.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Policy files and directories; empty means [`policy::DEFAULT_PATHS`].
+    pub policy: Vec<PathBuf>,
+    /// The state directory.
+    pub state: PathBuf,
+    /// The run directory, for the services' hosts files.
+    pub run: PathBuf,
+    /// Where namespaces are pinned.
+    pub netns: PathBuf,
+    /// Where ip-netns(8) looks for files; `None` where that is not ours to write.
+    pub etc_netns: Option<PathBuf>,
+    /// Accept that services get other addresses because the pool changed.
+    pub renumber: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            policy: Vec::new(),
+            state: "/var/lib/nsctl".into(),
+            run: "/run/nsctl".into(),
+            netns: netns::default_directory(),
+            etc_netns: Some("/etc/netns".into()),
+            renumber: false,
+        }
+    }
+}
+
+/// Why a verb failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Addresses cannot be given out.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// A namespace with a name of ours that we did not make.
+    #[error("the namespace {netns} exists and is not ours")]
+    Foreign {
+        /// Its name.
+        netns: String,
+    },
+    /// The kernel cannot be asked.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// No policy and no state that says which network is meant.
+    #[error("which network? there is no policy, and the state directory knows {} networks", known.len())]
+    NoNetwork {
+        /// The networks it knows.
+        known: Vec<NetworkName>,
+    },
+    /// The policy is wrong.
+    #[error("the policy is refused")]
+    Policy(#[from] PolicyErrors),
+    /// The kernel lacks something.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The policy cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A step failed; what was done until then is in the report.
+    #[error("the turn was cut short after {} of its steps", report.done.len())]
+    Step {
+        /// What was done.
+        report: Report,
+        /// What failed.
+        #[source]
+        source: Box<StepError>,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What was made is not what was to be made.
+    #[error("{} steps are still to do after the turn, the first: {first}", left)]
+    Unfinished {
+        /// How many.
+        left: usize,
+        /// The first.
+        first: Box<Step>,
+    },
+}
+
+/// A policy that passed every check.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The allow-graph.
+    pub graph: AllowGraph,
+    /// Legal, but doubtful.
+    pub warnings: Vec<Warning>,
+}
+
+/// A plan with what it was made from.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The policy.
+    pub checked: Checked,
+    /// Who has which address.
+    pub addresses: AddressPlan,
+    /// What is to be recorded with it.
+    pub book: AddressBook,
+    /// What exists.
+    pub observed: Observed,
+    /// What ought to exist.
+    pub desired: Desired,
+    /// What to do.
+    pub plan: Plan,
+}
+
+/// What `apply` did.
+#[derive(Debug)]
+pub struct Applied {
+    /// What was planned, with the policy and its warnings.
+    pub planned: Planned,
+    /// What was done.
+    pub report: Report,
+    /// What works otherwise than the operator may think.
+    pub notes: Vec<Note>,
+}
+
+/// Something that the operator should know, though nothing failed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Note {
+    /// An exposure whose worker does not exist yet: nothing is open for it.
+    NotServed {
+        /// The exposure, as `onion -> electrs:electrum`.
+        exposure: String,
+    },
+    /// Somebody else's rules on the host stop what services send outside.
+    Blocked(crate::uplink::Blocked),
+    /// There is no default route yet, so nothing leads outside.
+    NoUplink,
+    /// A service wants a resolver and the host has none that can be reached from a namespace.
+    NoResolver,
+}
+
+/// The library: load a policy, plan, apply, look, take down.
+///
+/// Each verb looks at the kernel anew and keeps nothing in memory; two of them can be used at once from two processes
+/// (the one that comes second to change something is told [`StoreError::Busy`]).
+#[derive(Clone, Debug)]
+pub struct Orchestrator {
+    options: Options,
+}
+
+impl Orchestrator {
+    /// With these paths. Touches nothing.
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    /// The paths in use.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Reads and checks the policy: syntax, names, invariants, tests. Needs no privilege.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] and [`Error::Policy`].
+    pub fn check(&self) -> Result<Checked, Error> {
+        let sources = policy::read(&self.options.policy)?;
+        let checked = AllowGraph::parse(&sources)?;
+        Ok(Checked { graph: checked.graph, warnings: checked.warnings })
+    }
+
+    /// What [`Orchestrator::apply`] would do. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the policy is wrong, the kernel cannot be asked (`EPERM` without CAP_NET_ADMIN and CAP_SYS_ADMIN) or lacks
+    /// something, or a namespace of that name is somebody else's.
+    pub fn plan(&self) -> Result<Planned, Error> {
+        let checked = self.check()?;
+        let capabilities = probe::capabilities()?;
+        let store = self.store(&checked.graph.network().name);
+        self.planned(checked, &store, capabilities)
+    }
+
+    /// What would be done on a machine on which nothing exists yet. Needs no privilege and asks no kernel.
+    ///
+    /// # Errors
+    ///
+    /// When the policy is wrong or the recorded addresses cannot be read.
+    pub fn plan_offline(&self) -> Result<Planned, Error> {
+        let checked = self.check()?;
+        let store = self.store(&checked.graph.network().name);
+        // Without privilege the record is out of reach; then the addresses are those of a first apply.
+        let book = store.addresses().unwrap_or_default();
+        self.planned_on(checked, &book, Observed::default(), Capabilities::default())
+    }
+
+    /// Makes it so. A second call does nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the
+    /// old nor the new policy allows, and the next call goes on from there.
+    pub fn apply(&self) -> Result<Applied, Error> {
+        let checked = self.check()?;
+        let capabilities = probe::capabilities()?;
+        let store = self.store(&checked.graph.network().name);
+        let _guard = store.lock()?;
+        let mut planned = self.planned(checked, &store, capabilities)?;
+        let first = planned.clone();
+        let mut report = Report::default();
+        for turn in 1.. {
+            self.carry_out(&planned, &store, &mut report, turn == TURNS)?;
+            planned = self.planned(planned.checked, &store, capabilities)?;
+            match planned.plan.steps.first() {
+                None => break,
+                Some(step) if turn == TURNS => {
+                    return Err(Error::Unfinished { left: planned.plan.steps.len(), first: Box::new(step.clone()) });
+                }
+                Some(_) => {}
+            }
+        }
+        let notes = self.notes(&planned);
+        Ok(Applied { planned: first, report, notes })
+    }
+
+    /// Removes all that is ours; the recorded addresses stay, so that the services get them again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoNetwork`] when neither a policy nor the state says which; [`Error::Step`] as for apply.
+    pub fn down(&self) -> Result<Removed, Error> {
+        let network = self.network()?;
+        let store = self.store(&network);
+        let _guard = store.lock()?;
+        let mut report = Report::default();
+        let mut first = None;
+        for turn in 1.. {
+            let linux = self.linux(&network, &store)?;
+            let observed = linux.observe()?;
+            let plan = Plan::between(&observed, &Desired::nothing(&network));
+            first.get_or_insert_with(|| plan.clone());
+            match plan.steps.first() {
+                None => break,
+                Some(step) if turn > TURNS => {
+                    return Err(Error::Unfinished { left: plan.steps.len(), first: Box::new(step.clone()) });
+                }
+                Some(_) => run(&linux, &plan, &store, &mut report, turn == TURNS)?,
+            }
+        }
+        Ok(Removed { network, plan: first.unwrap_or_default(), report })
+    }
+
+    /// Services, addresses, edges with their counters, drift.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan`].
+    pub fn status(&self) -> Result<Status, Error> {
+        Ok(Status::of(&self.plan()?))
+    }
+
+    /// Which network is meant: the policy's, else the only one that the state directory knows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoNetwork`].
+    pub fn network(&self) -> Result<NetworkName, Error> {
+        match self.check() {
+            Ok(checked) => Ok(checked.graph.network().name.clone()),
+            // A named policy that is wrong is an error; that there is none is not.
+            Err(e) if !self.options.policy.is_empty() => Err(e),
+            Err(_) => match Store::networks(&self.options.state)?.as_slice() {
+                [only] => Ok(only.clone()),
+                known => Err(Error::NoNetwork { known: known.to_vec() }),
+            },
+        }
+    }
+
+    /// The kernel as this network sees it.
+    ///
+    /// # Errors
+    ///
+    /// When the state directory cannot be read.
+    pub fn kernel(&self, network: &NetworkName) -> Result<Linux, Error> {
+        self.linux(network, &self.store(network))
+    }
+
+    fn store(&self, network: &NetworkName) -> Store {
+        Store::new(&self.options.state, network)
+    }
+
+    fn linux(&self, network: &NetworkName, store: &Store) -> Result<Linux, Error> {
+        Ok(Linux {
+            network: network.clone(),
+            netns_directory: self.options.netns.clone(),
+            run_directory: self.options.run.clone(),
+            etc_netns: self.options.etc_netns.clone(),
+            before: store.sysctls()?,
+        })
+    }
+
+    fn planned(&self, checked: Checked, store: &Store, capabilities: Capabilities) -> Result<Planned, Error> {
+        let linux = self.linux(&checked.graph.network().name, store)?;
+        let observed = linux.observe()?;
+        self.planned_on(checked, &store.addresses()?, observed, capabilities)
+    }
+
+    fn planned_on(
+        &self,
+        checked: Checked,
+        book: &AddressBook,
+        observed: Observed,
+        capabilities: Capabilities,
+    ) -> Result<Planned, Error> {
+        let graph = &checked.graph;
+        let addresses = AddressPlan::assign(graph, book, now(), self.options.renumber)?;
+        let (desired, next_index) = Desired::new(graph, &addresses, &observed, capabilities, book.next_index);
+        if let Some(netns) = observed.foreign.iter().find(|netns| wants(&desired, netns)) {
+            return Err(Error::Foreign { netns: netns.clone() });
+        }
+        let plan = Plan::between(&observed, &desired);
+        let book = AddressBook { next_index, ..addresses.book().clone() };
+        Ok(Planned { addresses, book, observed, desired, plan, checked })
+    }
+
+    fn carry_out(&self, planned: &Planned, store: &Store, report: &mut Report, last: bool) -> Result<(), Error> {
+        if store.addresses()? != planned.book {
+            // Before anything is made with them: an index that was used once must never be given out again.
+            store.record_addresses(&planned.book)?;
+        }
+        let linux = self.linux(&planned.desired.network, store)?;
+        run(&linux, &planned.plan, store, report, last)
+    }
+
+    fn notes(&self, planned: &Planned) -> Vec<Note> {
+        let graph = &planned.checked.graph;
+        let exposures = graph.exposures().iter().map(|exposure| Note::NotServed { exposure: exposure.to_string() });
+        exposures.chain(crate::uplink::notes(planned)).collect()
+    }
+}
+
+/// What `down` did.
+#[derive(Debug)]
+pub struct Removed {
+    /// The network that was taken down.
+    pub network: NetworkName,
+    /// What was planned.
+    pub plan: Plan,
+    /// What was done.
+    pub report: Report,
+}
+
+fn wants(desired: &Desired, netns: &str) -> bool {
+    desired.fabric_netns() == netns || desired.wires.values().any(|wire| wire.netns.as_deref() == Some(netns))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// One turn. What a sysctl was is recorded before it is set, and forgotten after it was set back.
+fn run(linux: &Linux, plan: &Plan, store: &Store, report: &mut Report, last: bool) -> Result<(), Error> {
+    let recording = Recording { linux, store };
+    let mut turn = reconcile::turn(&recording, plan);
+    report.done.append(&mut turn.done);
+    match turn.failed {
+        None => Ok(()),
+        // Somebody else changed rules in a namespace of ours: look again, and do what is left.
+        Some(StepError { source: KernelError::Nft(NftError::GenerationChanged), .. }) if !last => Ok(()),
+        Some(failed) => Err(Error::Step { report: std::mem::take(report), source: Box::new(failed) }),
+    }
+}
+
+struct Recording<'a> {
+    linux: &'a Linux,
+    store: &'a Store,
+}
+
+impl Recording<'_> {
+    fn record(&self, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Result<(), KernelError> {
+        let mut before = self.store.sysctls().map_err(recorded)?;
+        change(&mut before);
+        self.store.record_sysctls(&before).map_err(recorded)
+    }
+}
+
+fn recorded(error: StoreError) -> KernelError {
+    KernelError::File { action: "record", path: "sysctls.json".into(), source: io::Error::other(error) }
+}
+
+impl Kernel for Recording<'_> {
+    fn observe(&self) -> Result<Observed, KernelError> {
+        self.linux.observe()
+    }
+
+    fn apply(&self, step: &Step) -> Result<(), KernelError> {
+        match step {
+            Step::SetSysctl { path, .. } => {
+                let value = crate::kernel::sysctl::Sysctl::at(path).read().ok();
+                self.record(|before| {
+                    if let Some(value) = value {
+                        before.entry(path.clone()).or_insert(value);
+                    }
+                })?;
+                self.linux.apply(step)
+            }
+            Step::RestoreSysctl { path, .. } => {
+                self.linux.apply(step)?;
+                self.record(|before| {
+                    before.remove(path);
+                })
+            }
+            _ => self.linux.apply(step),
+        }
+    }
+}
