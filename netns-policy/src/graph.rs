@@ -14,13 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use serde::Serialize;
 
 use crate::exposure::Exposure;
 use crate::name::{NetworkName, PeerName, PortName, ServiceName, Tag};
+use crate::never::Never;
 use crate::port::{Ports, Protocol};
 
 /// A place in a file that the operator wrote: what messages and `why` point at.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Location {
     /// The file as it was named when it was read.
     pub file: String,
@@ -153,7 +155,17 @@ pub struct Outbound {
 impl Outbound {
     /// Whether nothing but the fabric can be reached (tor counts as the fabric).
     pub fn stays_inside(&self) -> bool {
-        !self.lan && !self.direct && self.lan_only.is_empty() && self.direct_only.is_empty()
+        !self.reaches_lan() && !self.reaches_wan()
+    }
+
+    /// Whether anything of the local network can be reached.
+    pub fn reaches_lan(&self) -> bool {
+        self.lan || !self.lan_only.is_empty()
+    }
+
+    /// Whether anything of the Internet can be reached without tor.
+    pub fn reaches_wan(&self) -> bool {
+        self.direct || !self.direct_only.is_empty()
     }
 }
 
@@ -263,6 +275,16 @@ pub struct AllowGraph {
     pub(crate) peers: BTreeMap<PeerName, Peer>,
     pub(crate) edges: Vec<Edge>,
     pub(crate) exposures: Vec<Exposure>,
+    pub(crate) written: Written,
+}
+
+/// What a policy says besides what it allows: for explanations, never for rules.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Written {
+    /// `[[never]]`, which all hold.
+    pub(crate) nevers: Vec<Never>,
+    /// Services with `enabled = false`.
+    pub(crate) disabled: BTreeSet<ServiceName>,
 }
 
 impl AllowGraph {
@@ -304,6 +326,43 @@ impl AllowGraph {
     /// The edge that lets `from` open a connection to `port` of `to`, if there is one.
     pub fn allows(&self, from: &Origin, to: &Target, protocol: Protocol, port: u16) -> Option<&Edge> {
         self.edges.iter().find(|edge| edge.from == *from && edge.to == *to && edge.ports.covers(protocol, port))
+    }
+
+    /// The edges that start at `origin`.
+    pub fn edges_from(&self, origin: &Origin) -> &[Edge] {
+        let first = self.edges.partition_point(|edge| edge.from < *origin);
+        let count = self.edges[first..].partition_point(|edge| edge.from == *origin);
+        &self.edges[first..first + count]
+    }
+
+    /// The invariants of the policy; all of them hold.
+    pub fn nevers(&self) -> &[Never] {
+        &self.written.nevers
+    }
+
+    /// Names of services that are defined and switched off.
+    pub fn disabled(&self) -> impl Iterator<Item = &ServiceName> {
+        self.written.disabled.iter()
+    }
+
+    /// Whether both say the same, wherever in whatever files they are written.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.nowhere() == other.nowhere()
+    }
+
+    fn nowhere(&self) -> Self {
+        let nowhere = || Location { file: String::new(), line: 0, column: 0 };
+        let mut graph = self.clone();
+        for service in graph.services.values_mut() {
+            service.at = nowhere();
+            service.outbound.at = service.outbound.at.as_ref().map(|_| nowhere());
+        }
+        graph.peers.values_mut().for_each(|peer| peer.at = nowhere());
+        graph.edges.iter_mut().for_each(|edge| edge.at = nowhere());
+        graph.exposures.iter_mut().for_each(|exposure| exposure.at = nowhere());
+        graph.written.nevers.iter_mut().for_each(|never| never.at = nowhere());
+        graph.written.nevers.sort();
+        graph
     }
 
     /// Whether the host has any edge, as origin or as target.

@@ -1,0 +1,209 @@
+//! `[[never]]`: what no edge and no chain of edges may make possible.
+//!
+//! An invariant can refuse a policy and does nothing else. Every [`AllowGraph`] holds all of its own.
+//!
+//! A chain is what an attacker could walk, one service after the other: `wan -> nginx:http -> mempool:http`. Which port
+//! he comes in by does not matter to where he goes on to. `hops` counts the edges of the chain, the way in included.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::exposure::{Exposure, Way};
+use crate::graph::{AllowGraph, Edge, Location, Origin, Target};
+use crate::name::{PeerName, ServiceName};
+use crate::port::Ports;
+
+/// One `[[never]]`, looked up.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Never {
+    /// `why`, in the operator's words.
+    pub why: Option<String>,
+    /// Whether chains count, not only single edges; and how long they may be at most to count.
+    pub(crate) path: Option<u32>,
+    pub(crate) from: BTreeSet<Start>,
+    pub(crate) to: BTreeSet<Goal>,
+    /// Services that are trusted: they are no start, and no chain goes through them.
+    pub(crate) except: BTreeSet<ServiceName>,
+    /// Where it stands.
+    pub at: Location,
+}
+
+/// Where a forbidden chain would begin.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Start {
+    Inside(Origin),
+    /// Through `lan` exposures.
+    Lan,
+    /// Through what is exposed to this peer.
+    Peer(PeerName),
+    /// Through `wireguard` exposures.
+    Peers,
+    /// Through every other exposure.
+    Wan,
+}
+
+/// Where a forbidden chain would end.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Goal {
+    /// These ports, or any.
+    Inside(Target, Option<Ports>),
+    Lan,
+    Wan,
+}
+
+/// A chain that an invariant forbids.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Breach {
+    /// The chain: where it begins, and what is reached with each step, as `SERVICE:port`.
+    pub chain: Vec<String>,
+    /// Where the last step is written.
+    pub at: Location,
+}
+
+impl Breach {
+    /// Whether one edge alone does it.
+    pub fn is_direct(&self) -> bool {
+        self.chain.len() == 2
+    }
+}
+
+impl Never {
+    /// Every last step of a forbidden chain in the graph, each with one shortest chain.
+    pub fn breaches(&self, graph: &AllowGraph) -> Vec<Breach> {
+        let mut walk = Walk::new(self, graph);
+        self.from.iter().for_each(|start| walk.begin(start));
+        while let Some(service) = walk.next.pop_front() {
+            walk.go_on(service);
+        }
+        walk.found
+    }
+
+    fn forbids(&self, to: &Target, ports: Ports) -> bool {
+        self.to.iter().any(|goal| match goal {
+            Goal::Inside(target, None) => target == to,
+            Goal::Inside(target, Some(goal)) => target == to && goal.overlaps(&ports),
+            Goal::Lan | Goal::Wan => false,
+        })
+    }
+}
+
+struct Walk<'a> {
+    never: &'a Never,
+    graph: &'a AllowGraph,
+    /// The shortest chain to every service that can be reached.
+    seen: BTreeMap<&'a ServiceName, Vec<String>>,
+    next: VecDeque<&'a ServiceName>,
+    /// Last steps that are in `found`: edges, and ways out.
+    reported: BTreeSet<(&'a Origin, &'a Target, Ports)>,
+    left: BTreeSet<(&'a ServiceName, &'static str)>,
+    found: Vec<Breach>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(never: &'a Never, graph: &'a AllowGraph) -> Self {
+        let (seen, next, found) = (BTreeMap::new(), VecDeque::new(), Vec::new());
+        Self { never, graph, seen, next, reported: BTreeSet::new(), left: BTreeSet::new(), found }
+    }
+
+    fn begin(&mut self, start: &'a Start) {
+        match start {
+            Start::Inside(Origin::Service(service)) => {
+                if !self.never.except.contains(service) {
+                    self.edges(&Origin::Service(service.clone()), &[service.to_string()]);
+                    self.outside(service, &[service.to_string()]);
+                }
+            }
+            Start::Inside(Origin::Host) => self.edges(&Origin::Host, &["host".to_owned()]),
+            outside => {
+                for exposure in self.graph.exposures.iter().filter(|exposure| outside.comes_through(exposure)) {
+                    self.enter(outside, exposure);
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self, start: &Start, exposure: &'a Exposure) {
+        let chain = vec![start.to_string(), format!("{}:{}", exposure.service, exposure.port_name)];
+        if self.never.forbids(&Target::Service(exposure.service.clone()), exposure.ports) {
+            self.found.push(Breach { chain: chain.clone(), at: exposure.at.clone() });
+        }
+        self.reach(&exposure.service, chain);
+    }
+
+    fn go_on(&mut self, service: &'a ServiceName) {
+        let chain = self.seen.get(service).cloned().unwrap_or_default();
+        // One name more than steps so far: another step makes as many steps as there are names now.
+        let more = self.never.path.is_some_and(|hops| chain.len() <= hops as usize);
+        if more && !self.never.except.contains(service) {
+            self.edges(&Origin::Service(service.clone()), &chain);
+            self.outside(service, &chain);
+        }
+    }
+
+    fn edges(&mut self, origin: &Origin, chain: &[String]) {
+        for edge in self.graph.edges_from(origin) {
+            let chain: Vec<String> = chain.iter().cloned().chain([target_text(edge)]).collect();
+            if self.never.forbids(&edge.to, edge.ports) && self.reported.insert(edge.key()) {
+                self.found.push(Breach { chain: chain.clone(), at: edge.at.clone() });
+            }
+            if let Target::Service(service) = &edge.to {
+                self.reach(service, chain);
+            }
+        }
+    }
+
+    /// The ways of `service` to what is outside.
+    fn outside(&mut self, service: &ServiceName, chain: &[String]) {
+        let Some(service) = self.graph.services.get(service) else {
+            return;
+        };
+        let outbound = &service.outbound;
+        let ways = [(Goal::Wan, "wan", outbound.reaches_wan()), (Goal::Lan, "lan", outbound.reaches_lan())];
+        for (goal, word, open) in ways {
+            if open && self.never.to.contains(&goal) && self.left.insert((&service.name, word)) {
+                let chain = chain.iter().cloned().chain([word.to_owned()]).collect();
+                let at = outbound.at.clone().unwrap_or_else(|| service.at.clone());
+                self.found.push(Breach { chain, at });
+            }
+        }
+    }
+
+    fn reach(&mut self, service: &'a ServiceName, chain: Vec<String>) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.seen.entry(service) {
+            entry.insert(chain);
+            self.next.push_back(service);
+        }
+    }
+}
+
+fn target_text(edge: &Edge) -> String {
+    match &edge.port_name {
+        Some(name) => format!("{}:{name}", edge.to),
+        None => format!("{}:{}", edge.to, edge.ports),
+    }
+}
+
+impl Start {
+    pub(crate) fn comes_through(&self, exposure: &Exposure) -> bool {
+        match (self, &exposure.way) {
+            (Self::Lan, way) => matches!(way, Way::Lan { .. }),
+            (Self::Peers, way) => matches!(way, Way::WireGuard { .. }),
+            (Self::Wan, way) => !matches!(way, Way::Lan { .. }),
+            (Self::Peer(peer), Way::WireGuard { peers: allowed } | Way::Onion { clients: allowed, .. }) => {
+                allowed.contains(peer)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inside(origin) => origin.fmt(f),
+            Self::Lan => f.write_str("lan"),
+            Self::Peer(peer) => peer.fmt(f),
+            Self::Peers => f.write_str("peers"),
+            Self::Wan => f.write_str("wan"),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! From the files as written to the graph: merged, looked up, checked.
+//!
+//! Sources are taken in the order of their names, whatever order they come in, so that equal sets of files give equal
+//! graphs and equal findings. Every mistake of every file is reported in one go; a file that cannot be read excuses
+//! what seems to be missing, and nothing else.
+
+mod domain;
+mod edges;
+pub(crate) mod merge;
+mod names;
+mod network;
+mod obligations;
+mod services;
+mod tor;
+mod ways;
+
+use std::collections::BTreeMap;
+
+use crate::diagnostic::{PolicyErrors, Source, Warning};
+use crate::graph::{AllowGraph, Defaults, Location, Written};
+use crate::lint;
+use crate::syntax::findings::{At, Draft, Findings, Texts};
+use crate::syntax::{self, File};
+
+use self::merge::Policy;
+use self::names::Names;
+
+/// A policy that holds: its graph, and what is legal in it but doubtful.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The graph.
+    pub graph: AllowGraph,
+    /// Ordered by file and position.
+    pub warnings: Vec<Warning>,
+}
+
+impl AllowGraph {
+    /// The graph of the policy that these files make together.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake in them, ordered by file and position, at most [`PolicyErrors::MOST`].
+    pub fn parse(sources: &[Source]) -> Result<Checked, PolicyErrors> {
+        let mut sources: Vec<&Source> = sources.iter().collect();
+        sources.sort_by(|a, b| (&a.name, &a.text).cmp(&(&b.name, &b.text)));
+        let mut out = Findings::default();
+        let (texts, files) = read(&sources, &mut out);
+        let mut spans = Spans { texts, spans: BTreeMap::new() };
+        let policy = Policy::merge(files, &mut out);
+        let graph = resolve(&policy, &mut spans, &mut out);
+        let refused = out.has_errors();
+        let (mut errors, warnings) = out.finish(&spans.texts);
+        match graph {
+            Some(graph) if !refused => Ok(Checked { graph, warnings }),
+            _ => {
+                errors.truncate(PolicyErrors::MOST);
+                Err(PolicyErrors(errors))
+            }
+        }
+    }
+}
+
+fn read(sources: &[&Source], out: &mut Findings) -> (Texts, Vec<File>) {
+    if sources.is_empty() {
+        out.add(
+            Draft::new("E0111", At::top(0), "there is no policy")
+                .help("an empty policy would allow nothing, and is not one"),
+        );
+        return (Texts::new([("policy".to_owned(), String::new())]), Vec::new());
+    }
+    let mut texts = Vec::new();
+    let mut files = Vec::new();
+    for (index, source) in sources.iter().enumerate() {
+        let (text, file) = syntax::read(index, source, out);
+        texts.push((source.name.clone(), text));
+        files.extend(file);
+    }
+    (Texts::new(texts), files)
+}
+
+fn resolve(policy: &Policy, spans: &mut Spans, out: &mut Findings) -> Option<AllowGraph> {
+    let names = Names::new(policy);
+    services::check_unique(policy, &names, out);
+    let network = network::network(policy, out);
+    let services = services::services(policy, spans, out);
+    let peers = services::peers(policy, spans);
+    let edges = edges::edges(policy, &names, spans, out);
+    let exposures = ways::exposures(policy, spans, out);
+    let nevers = obligations::nevers(policy, &names, spans, out);
+    let disabled = policy.services.iter().filter(|service| !service.enabled);
+    let disabled = disabled.filter_map(|service| service.name.clone()).collect();
+    let denied = policy.defaults.denied.map(|denied| denied.value).unwrap_or_default();
+    let defaults = Defaults { denied, log: policy.defaults.log.is_none_or(|log| log.value) };
+    let written = Written { nevers, disabled };
+    // Without a network there is an error already; what the rest allows is checked all the same.
+    let sound = network.is_some();
+    let network = network.unwrap_or_else(network::nameless);
+    let graph = AllowGraph { network, defaults, services, peers, edges, exposures, written };
+    obligations::check_nevers(&graph, spans, out);
+    obligations::check_tests(policy, &names, &graph, out);
+    lint::lint(policy, &graph, spans, out);
+    sound.then_some(graph)
+}
+
+/// Locations handed out, and the spans they came from: for findings about the finished graph.
+#[derive(Debug)]
+pub(crate) struct Spans {
+    texts: Texts,
+    spans: BTreeMap<Location, At>,
+}
+
+impl Spans {
+    pub(crate) fn location(&mut self, at: At) -> Location {
+        let location = self.texts.location(at);
+        self.spans.insert(location.clone(), at);
+        location
+    }
+
+    pub(crate) fn at(&self, location: &Location) -> At {
+        self.spans.get(location).copied().unwrap_or(At::top(0))
+    }
+}

@@ -1,0 +1,298 @@
+//! `[[never]]` and `[[test]]`, looked up and held against the finished graph.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::graph::{AllowGraph, Edge, Origin, Outbound, Target};
+use crate::never::{Goal, Never, Start};
+use crate::port::Ports;
+use crate::suggest::did_you_mean;
+use crate::syntax::findings::{At, Draft, Findings, Sp};
+use crate::syntax::obligation::Test;
+use crate::syntax::reference::{LINK_LOCAL, Point, PortRef, Who};
+use crate::syntax::{obligation, service};
+
+use super::Spans;
+use super::merge::Policy;
+use super::names::{Found, Names, enabled, find_port, no_port, port_of, port_text, wrong_protocol};
+
+/// Every `[[never]]`, looked up.
+pub(crate) fn nevers(policy: &Policy, names: &Names<'_>, spans: &mut Spans, out: &mut Findings) -> Vec<Never> {
+    policy.nevers.iter().map(|never| look_up(policy, names, never, spans, out)).collect()
+}
+
+fn look_up(
+    policy: &Policy,
+    names: &Names<'_>,
+    never: &obligation::Never,
+    spans: &mut Spans,
+    out: &mut Findings,
+) -> Never {
+    let mut from = BTreeSet::new();
+    for who in &never.from {
+        from.extend(starts(policy, names, who, out));
+    }
+    let mut to = BTreeSet::new();
+    for point in &never.to {
+        to.extend(goals(policy, names, point, out));
+    }
+    let mut except = BTreeSet::new();
+    for who in &never.except {
+        except.extend(names.services(who, out).into_iter().filter_map(|service| service.name.clone()));
+    }
+    let path = never.path.then(|| never.hops.unwrap_or(u32::MAX));
+    Never { why: never.why.clone(), path, from, to, except, at: spans.location(never.at) }
+}
+
+fn starts(policy: &Policy, names: &Names<'_>, who: &Sp<Who>, out: &mut Findings) -> Vec<Start> {
+    if let Who::Service(word) = &who.value {
+        match word.as_str() {
+            "host" => return vec![Start::Inside(Origin::Host)],
+            "lan" => return vec![Start::Lan],
+            "peers" => return vec![Start::Peers],
+            "wan" => return vec![Start::Wan],
+            _ => {}
+        }
+        if let Some(peer) = policy.peers.iter().find(|peer| peer.name.as_str() == word) {
+            return vec![Start::Peer(peer.name.clone())];
+        }
+    }
+    let services = names.services(who, out).into_iter().filter_map(|service| service.name.clone());
+    services.map(|name| Start::Inside(Origin::Service(name))).collect()
+}
+
+fn goals(policy: &Policy, names: &Names<'_>, point: &Sp<Point>, out: &mut Findings) -> Vec<Goal> {
+    let Point { who, port, text } = &point.value;
+    match (who, text.as_str()) {
+        (_, "wan") => return vec![Goal::Wan],
+        (_, "lan") => return vec![Goal::Lan],
+        (Who::Service(word), _) if word == "host" => {
+            let Some(port) = port else {
+                return vec![Goal::Inside(Target::Host, None)];
+            };
+            let ports = host_port(policy, port, point.at, out);
+            return ports.into_iter().map(|ports| Goal::Inside(Target::Host, Some(ports))).collect();
+        }
+        _ => {}
+    }
+    let services = names.services(&Sp::new(who.clone(), point.at), out);
+    let target = |service: &service::Service| service.name.clone().map(Target::Service);
+    match port {
+        None => services.into_iter().filter_map(target).map(|target| Goal::Inside(target, None)).collect(),
+        Some(port) => {
+            let mut goals = Vec::new();
+            for (service, ports) in ports_at(&services, port, point.at, out) {
+                goals.extend(target(service).map(|target| Goal::Inside(target, Some(ports))));
+            }
+            goals
+        }
+    }
+}
+
+/// The port at each service that has it; at least one must.
+fn ports_at<'a>(
+    services: &[&'a service::Service],
+    port: &PortRef,
+    at: At,
+    out: &mut Findings,
+) -> Vec<(&'a service::Service, Ports)> {
+    let mut found = Vec::new();
+    let mut missing = !services.is_empty();
+    for service in services {
+        match find_port(service, port) {
+            Found::Missing => continue,
+            Found::Broken => {}
+            Found::Protocol(ports) => out.add(wrong_protocol(service, port, ports, at)),
+            Found::Ports(ports, _) => found.push((*service, ports)),
+        }
+        missing = false;
+    }
+    if missing {
+        out.add(no_port(services[0], &port_text(port), at));
+    }
+    found
+}
+
+fn host_port(policy: &Policy, port: &PortRef, at: At, out: &mut Findings) -> Option<Ports> {
+    let name = match port {
+        PortRef::Number(ports) => return Some(*ports),
+        PortRef::Name(name) | PortRef::Typed(_, name) => name,
+    };
+    let found = policy.host.accepts.iter().find(|accept| accept.name.value.as_str() == name);
+    if found.is_none() {
+        let names = policy.host.accepts.iter().map(|accept| accept.name.value.as_str());
+        let draft =
+            Draft::new("E0204", at, format!("the host accepts nothing under the name `{}`", name.escape_debug()));
+        out.add(draft.hint(did_you_mean(name, names)));
+    }
+    found.map(|accept| accept.ports.value)
+}
+
+/// Refuses what breaks an invariant. An edge more can only break more, so this is told even when other mistakes are.
+pub(crate) fn check_nevers(graph: &AllowGraph, spans: &Spans, out: &mut Findings) {
+    for never in graph.nevers() {
+        let never_at = spans.at(&never.at);
+        for breach in never.breaches(graph) {
+            let chain = breach.chain.join(" -> ");
+            let why = never.why.as_ref().map(|why| format!(": \"{}\"", why.escape_debug())).unwrap_or_default();
+            let (code, what) =
+                if breach.is_direct() { ("E0401", "is forbidden") } else { ("E0402", "is a forbidden path") };
+            let draft = Draft::new(code, spans.at(&breach.at), format!("{chain} {what}{why}"));
+            let label = if breach.is_direct() { "allowed here" } else { "the last step is allowed here" };
+            out.add(draft.label(label).second(never_at, "forbidden here"));
+        }
+    }
+}
+
+/// Refuses a policy whose tests fail.
+pub(crate) fn check_tests(policy: &Policy, names: &Names<'_>, graph: &AllowGraph, out: &mut Findings) {
+    let incomplete = out.has_errors();
+    for test in &policy.tests {
+        let Some(from) = Tested::from(policy, names, test, graph, out) else {
+            continue;
+        };
+        for point in &test.cannot {
+            if let Some(Reached::Yes(how)) = from.reaches(point, out) {
+                let message = format!("{} can reach {}{}", from.text, point.value.text, said(test));
+                out.add(Draft::new("E0403", point.at, message).label("should not be").help(how));
+            }
+        }
+        // What seems closed may be open once the other mistakes are mended.
+        for point in test.can.iter() {
+            if let Some(Reached::No(help)) = from.reaches(point, out).filter(|_| !incomplete) {
+                let message = format!("{} cannot reach {}{}", from.text, point.value.text, said(test));
+                out.add(Draft::new("E0403", point.at, message).label("should be possible").help(help));
+            }
+        }
+    }
+}
+
+fn said(test: &Test) -> String {
+    test.name.as_ref().map(|name| format!(", against the test \"{}\"", name.escape_debug())).unwrap_or_default()
+}
+
+/// Whose reach a test is about.
+struct Tested<'a> {
+    policy: &'a Policy,
+    names: &'a Names<'a>,
+    graph: &'a AllowGraph,
+    text: String,
+    who: Start,
+}
+
+enum Reached {
+    /// And what allows it.
+    Yes(String),
+    /// And what would.
+    No(String),
+}
+
+impl<'a> Tested<'a> {
+    fn from(
+        policy: &'a Policy,
+        names: &'a Names<'a>,
+        test: &Test,
+        graph: &'a AllowGraph,
+        out: &mut Findings,
+    ) -> Option<Self> {
+        let Who::Service(text) = &test.from.value else {
+            let draft = Draft::new("E0110", test.from.at, "a test is about one service, not about a tag");
+            out.add(draft.help("write one `[[test]]` for each, or a `[[never]]`"));
+            return None;
+        };
+        let mut starts = starts(policy, names, &test.from, out).into_iter();
+        Some(Self { policy, names, graph, text: text.clone(), who: starts.next()? })
+    }
+
+    /// Whether the point can be reached; `None` when it is not known, which is reported.
+    fn reaches(&self, point: &Sp<Point>, out: &mut Findings) -> Option<Reached> {
+        let Point { who, port, text } = &point.value;
+        let Who::Service(word) = who else {
+            out.add(Draft::new("E0110", point.at, "a test names services, not tags"));
+            return None;
+        };
+        match text.as_str() {
+            LINK_LOCAL => return Some(Reached::No("nothing in a policy opens link-local IPv6".into())),
+            "metadata" | "wan" | "lan" => return Some(self.reaches_outside(text)),
+            _ => {}
+        }
+        if word == "host" {
+            let ports = match port {
+                Some(port) => Some(host_port(self.policy, port, point.at, out)?),
+                None => None,
+            };
+            return Some(self.reaches_inside(&Target::Host, ports, text));
+        }
+        let service = self.names.service(word, point.at, out)?;
+        let ports = match port {
+            Some(port) => Some(port_of(service, port, point.at, out)?.0),
+            None => None,
+        };
+        let Some(name) = enabled(service) else {
+            return Some(Reached::No(format!("{word} is switched off by `enabled = false`")));
+        };
+        Some(self.reaches_inside(&Target::Service(name.clone()), ports, text))
+    }
+
+    fn reaches_inside(&self, to: &Target, ports: Option<Ports>, text: &str) -> Reached {
+        let Start::Inside(origin) = &self.who else {
+            return self.reaches_from_outside(to, ports, text);
+        };
+        let meets = |edge: &&Edge| edge.to == *to && ports.is_none_or(|ports| ports.overlaps(&edge.ports));
+        match self.graph.edges_from(origin).iter().find(meets) {
+            Some(edge) => Reached::Yes(format!("{edge} is allowed at {}", edge.at)),
+            None => Reached::No(self.would_open(origin, text)),
+        }
+    }
+
+    fn would_open(&self, origin: &Origin, text: &str) -> String {
+        let (target, port) = text.split_once(':').unwrap_or((text, "PORT"));
+        match origin {
+            Origin::Host => format!("`may_connect.{target} = [\"{port}\"]` in `[host]` would allow it"),
+            Origin::Service(name) if target == "host" => {
+                format!("`accepts` in `[host]` with `from = [\"{name}\"]` would allow it")
+            }
+            Origin::Service(name) => format!("`connect.{target} = [\"{port}\"]` in `[service.{name}]` would allow it"),
+        }
+    }
+
+    fn reaches_from_outside(&self, to: &Target, ports: Option<Ports>, text: &str) -> Reached {
+        let reaches = |exposure: &&crate::exposure::Exposure| {
+            self.who.comes_through(exposure)
+                && *to == Target::Service(exposure.service.clone())
+                && ports.is_none_or(|ports| ports.overlaps(&exposure.ports))
+        };
+        match self.graph.exposures().iter().find(reaches) {
+            Some(exposure) => Reached::Yes(format!("{exposure} is exposed at {}", exposure.at)),
+            None => Reached::No(format!("nothing exposes {text} to {}", self.who)),
+        }
+    }
+
+    fn reaches_outside(&self, word: &str) -> Reached {
+        let Start::Inside(Origin::Service(name)) = &self.who else {
+            return Reached::No(format!("{} has no `outbound`", self.who));
+        };
+        let Some(service) = self.graph.service(name.as_str()) else {
+            return Reached::No(format!("{name} is switched off by `enabled = false`"));
+        };
+        let open = match word {
+            "wan" => service.outbound.reaches_wan(),
+            "lan" => service.outbound.reaches_lan(),
+            _ => reaches_metadata(&service.outbound, self.graph),
+        };
+        let at = service.outbound.at.as_ref().map(ToString::to_string).unwrap_or_default();
+        match (open, word) {
+            (true, _) => Reached::Yes(format!("`outbound` allows it at {at}")),
+            (false, "wan") => Reached::No(format!("`outbound = \"direct\"` in `[service.{name}]` would allow it")),
+            (false, "lan") => Reached::No(format!("`outbound = \"lan\"` in `[service.{name}]` would allow it")),
+            (false, _) => Reached::No("`direct` never means the metadata address".into()),
+        }
+    }
+}
+
+/// The metadata service of a cloud is never `direct`; only who writes its address into a list of prefixes opens it.
+fn reaches_metadata(outbound: &Outbound, graph: &AllowGraph) -> bool {
+    let address = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+    let lan = outbound.lan && graph.network().lan.iter().any(|prefix| prefix.contains(address));
+    lan || outbound.lan_only.iter().any(|(prefix, _)| prefix.contains(address))
+}

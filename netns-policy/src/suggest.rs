@@ -1,0 +1,30 @@
+//! Which known word an unknown one was probably meant to be.
+
+/// The candidate nearest to `word`, if one is near enough to be meant.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let most = match word.chars().count() {
+        0..=2 => 1,
+        3..=5 => 2,
+        _ => 3,
+    };
+    let distance = |candidate: &&str| strsim::damerau_levenshtein(word, candidate);
+    let near = candidates.into_iter().filter(|c| c.len().abs_diff(word.len()) <= most && *c != word);
+    let near = near.map(|c| (distance(&c), c)).filter(|(d, c)| *d <= most && *d < c.chars().count());
+    near.min().map(|(_, candidate)| candidate)
+}
+
+/// "did you mean ...?" for [`nearest`].
+pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(word, candidates).map(|near| format!("did you mean `{near}`?"))
+}
+
+/// A list of names for a message: the first few, and how many more there are.
+pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.into_iter().collect();
+    const SHOWN: usize = 8;
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
