@@ -17,7 +17,8 @@ use netlink_packet_core::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
-use super::netlink::{NetlinkError, NetlinkSocket, Packed};
+use super::netlink::NetlinkError;
+use super::socket::{NetlinkSocket, Packed};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -134,7 +135,8 @@ impl Conntrack {
     ///
     /// # Errors
     ///
-    /// `EINVAL` from a kernel without nf_conntrack_netlink; `EPERM` without CAP_NET_ADMIN.
+    /// `EINVAL` from a kernel without nf_conntrack_netlink; `EPERM` without CAP_NET_ADMIN. A namespace in which conntrack was
+    /// never used remembers none.
     pub fn dump(&mut self) -> Result<Vec<Flow>, NetlinkError> {
         let question = Packed::new(message_type(GET), NLM_F_DUMP, nfgenmsg(AF_UNSPEC));
         self.socket.dump("list connections", &question, |kind, payload| match kind == message_type(NEW) {

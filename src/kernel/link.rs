@@ -6,6 +6,7 @@
 //! - Many links go down by group in one message: deleting them one by one costs an RCU grace period (20 ms) each.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,11 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 
 use super::netlink::{NetlinkError, Request, Rtnl};
+use super::netns::Netns;
 
 pub use netlink_packet_route::link::{In6AddrGenMode as AddrGenMode, State as OperState};
 
@@ -151,6 +154,22 @@ impl Rtnl {
             .collect()
     }
 
+    /// The id that this socket's namespace gave to `netns`, which is how [`Link::peer_netns`] names it; none when it has not met it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn netns_id(&mut self, netns: &Netns) -> Result<Option<i32>, NetlinkError> {
+        let operation = "look up the id of a namespace";
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(netns.file().as_raw_fd() as u32));
+        let answer = self.ask(operation, &[RouteNetlinkMessage::GetNsId(question)], into_netns_id)?.pop();
+        match answer.transpose() {
+            Ok(id) => Ok(id.filter(|id| *id >= 0)),
+            Err(refusal) => Err(NetlinkError::Refused { operation: operation.into(), refusal }),
+        }
+    }
+
     /// Sets all of these up.
     ///
     /// # Errors
@@ -243,6 +262,14 @@ fn into_link(message: RouteNetlinkMessage) -> Option<Link> {
         RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(message)),
         _ => None,
     }
+}
+
+fn into_netns_id(message: RouteNetlinkMessage) -> Option<i32> {
+    let RouteNetlinkMessage::NewNsId(message) = message else { return None };
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NsidAttribute::Id(id) => Some(*id),
+        _ => None,
+    })
 }
 
 /// A question for the link with this index; 0 asks for all.

@@ -8,5 +8,6 @@ pub mod netns;
 pub mod process;
 pub mod route;
 pub mod rule;
+mod socket;
 pub mod sysctl;
 pub mod wire;
