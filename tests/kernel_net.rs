@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use nsctl::kernel::address::Address;
 use nsctl::kernel::conntrack::{Conntrack, Transport};
-use nsctl::kernel::link::{AddrGenMode, LOOPBACK, OperState};
+use nsctl::kernel::link::{self, AddrGenMode, LOOPBACK, OperState};
 use nsctl::kernel::netlink::{NetlinkError, Rtnl};
 use nsctl::kernel::netns::{self, Netns};
 use nsctl::kernel::process::processes_in;
@@ -292,6 +292,13 @@ fn a_wire_between_two_namespaces_serves_as_the_uplinks_leg() {
     assert_eq!(inside.routes(Some(5000)).unwrap(), [routes[2].clone()]);
     assert_eq!(inside.routes(Some(5001)).unwrap(), [], "a table that is not there has no routes");
 
+    inside.pipeline(vec![link::set_mtu(NET0, 1400)]).unwrap();
+    assert_eq!(inside.link(NET0).unwrap().unwrap().mtu, 1400);
+    inside.set_down(&[NET0]).unwrap();
+    assert!(witness(&uplink, "ip link show dev host0").contains("mtu 1400 qdisc noqueue state DOWN"));
+    inside.set_up(&[NET0]).unwrap();
+    inside.pipeline(routes.iter().map(|route| route.add().pardon(Errno::EEXIST)).collect()).unwrap();
+
     for route in &routes {
         inside.pipeline(vec![route.delete(), route.delete()]).expect("deleting twice is fine");
     }
@@ -300,6 +307,18 @@ fn a_wire_between_two_namespaces_serves_as_the_uplinks_leg() {
     assert!(inside.addresses().unwrap().iter().all(|address| address.link != NET0));
     outside.delete_links(&[77, 77]).expect("deleting twice is fine");
     assert_eq!(inside.link(NET0).unwrap(), None);
+}
+
+#[test]
+fn the_machines_own_lists_can_be_read_too() {
+    let mut here = Rtnl::open().unwrap();
+    assert!(here.links().unwrap().iter().any(|link| link.name == "lo" && link.index == LOOPBACK));
+    assert_eq!(here.link(LOOPBACK).unwrap().unwrap().kind, None);
+    here.addresses().unwrap();
+    let all = here.routes(None).unwrap();
+    let main = here.routes(Some(MAIN_TABLE)).unwrap();
+    assert_eq!(main, all.into_iter().filter(|route| route.table == MAIN_TABLE).collect::<Vec<_>>());
+    assert!(here.rules().unwrap().iter().any(|rule| rule.table == MAIN_TABLE));
 }
 
 #[test]

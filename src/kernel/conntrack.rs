@@ -363,3 +363,43 @@ fn decode_protocol(payload: &[u8]) -> Result<(u8, Transport), DecodeError> {
     };
     Ok((number, transport))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn transport() -> impl Strategy<Value = Transport> {
+        prop_oneof![
+            any::<(u16, u16)>().prop_map(|(source, destination)| Transport::Ports { source, destination }),
+            any::<(u16, u8, u8)>().prop_map(|(id, kind, code)| Transport::Icmp { id, kind, code }),
+            Just(Transport::Bare),
+        ]
+    }
+
+    fn ends() -> impl Strategy<Value = (IpAddr, IpAddr)> {
+        prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (a.into(), b.into())),
+            any::<([u8; 16], [u8; 16])>().prop_map(|(a, b)| (a.into(), b.into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_tuple_reads_back_as_it_was_written(
+            (source, destination) in ends(),
+            protocol: u8,
+            transport in transport(),
+        ) {
+            let tuple = Tuple { source, destination, protocol, transport };
+            prop_assert_eq!(decode_tuple(&bytes(&encode(&tuple))).unwrap(), tuple);
+        }
+
+        #[test]
+        fn no_payload_can_hurt(payload in prop::collection::vec(any::<u8>(), 0..120)) {
+            decode(&payload).ok();
+            decode_tuple(&payload).ok();
+        }
+    }
+}

@@ -296,6 +296,13 @@ pub fn set_down(index: u32) -> Request {
     set_flags(index, LinkFlags::empty(), LinkFlags::Up, format!("set link {index} down"))
 }
 
+/// Sets the MTU of the link with this index.
+pub fn set_mtu(index: u32, mtu: u32) -> Request {
+    let mut message = at(index);
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    Request::new(RouteNetlinkMessage::SetLink(message), 0, format!("set the MTU of link {index} to {mtu}"))
+}
+
 fn set_flags(index: u32, flags: LinkFlags, mask: LinkFlags, operation: String) -> Request {
     let mut message = at(index);
     message.header.flags = flags;

@@ -181,25 +181,11 @@ impl NetlinkSocket {
         decode: impl Fn(u16, &[u8]) -> Result<Option<T>, DecodeError>,
     ) -> Result<Option<Vec<T>>, NetlinkError> {
         let sequence = self.send(std::slice::from_ref(request)).map_err(|source| io_error(operation, source))?;
-        let (mut list, mut torn, mut undecoded) = (Vec::new(), false, None);
+        let mut listing = Listing { sequence, items: Vec::new(), torn: false, undecoded: None };
         loop {
             self.receive(MsgFlags::empty()).map_err(|source| io_error(operation, source))?;
-            for frame in frames(&self.inbox).filter(|frame| frame.sequence == sequence) {
-                torn |= frame.flags & NLM_F_DUMP_INTR != 0;
-                match frame.kind {
-                    NLMSG_DONE | NLMSG_ERROR => {
-                        return match (frame.refusal(), undecoded) {
-                            (Some(refusal), _) => Err(NetlinkError::Refused { operation: operation.into(), refusal }),
-                            (None, Some(source)) => Err(undecodable(operation, source)),
-                            (None, None) => Ok((!torn).then_some(list)),
-                        };
-                    }
-                    kind => match decode(kind, frame.payload) {
-                        Ok(item) => list.extend(item),
-                        // Read on to the end: a dump left half read would make the next one on this socket fail with EBUSY.
-                        Err(error) => undecoded = Some(error),
-                    },
-                }
+            if let Some(refusal) = listing.take(&self.inbox, &decode) {
+                return listing.end(operation, refusal);
             }
         }
     }
@@ -233,6 +219,44 @@ impl NetlinkSocket {
     }
 }
 
+/// A dump, as far as it has come.
+struct Listing<T> {
+    sequence: u32,
+    items: Vec<T>,
+    torn: bool,
+    undecoded: Option<DecodeError>,
+}
+
+impl<T> Listing<T> {
+    /// Takes one datagram in. At the end of the dump it returns how the kernel ended it.
+    fn take(
+        &mut self,
+        datagram: &[u8],
+        decode: impl Fn(u16, &[u8]) -> Result<Option<T>, DecodeError>,
+    ) -> Option<Option<Refusal>> {
+        for frame in frames(datagram).filter(|frame| frame.sequence == self.sequence) {
+            self.torn |= frame.flags & NLM_F_DUMP_INTR != 0;
+            if matches!(frame.kind, NLMSG_DONE | NLMSG_ERROR) {
+                return Some(frame.refusal());
+            }
+            match decode(frame.kind, frame.payload) {
+                Ok(item) => self.items.extend(item),
+                // Read on to the end: a dump left half read would make the next one on this socket fail with EBUSY.
+                Err(error) => self.undecoded = Some(error),
+            }
+        }
+        None
+    }
+
+    fn end(self, operation: &str, refusal: Option<Refusal>) -> Result<Option<Vec<T>>, NetlinkError> {
+        match (refusal, self.undecoded) {
+            (Some(refusal), _) => Err(NetlinkError::Refused { operation: operation.into(), refusal }),
+            (None, Some(source)) => Err(undecodable(operation, source)),
+            (None, None) => Ok((!self.torn).then_some(self.items)),
+        }
+    }
+}
+
 fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -248,4 +272,71 @@ pub(crate) fn io_error(operation: &str, source: io::Error) -> NetlinkError {
 
 fn undecodable(operation: &str, source: DecodeError) -> NetlinkError {
     NetlinkError::Undecodable { operation: operation.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ITEM: u16 = 16;
+
+    fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+        let mut datagram = Vec::new();
+        Packed { kind, flags, payload: payload.into() }.frame(7, &mut datagram);
+        datagram
+    }
+
+    fn listed(datagrams: &[Vec<u8>]) -> Result<Option<Vec<u8>>, NetlinkError> {
+        let mut listing = Listing { sequence: 7, items: Vec::new(), torn: false, undecoded: None };
+        let decode = |_, payload: &[u8]| payload.first().map(|byte| Some(*byte)).ok_or_else(|| "empty".into());
+        let ends: Vec<_> = datagrams.iter().map(|datagram| listing.take(datagram, decode)).collect();
+        let (last, before) = ends.split_last().expect("a datagram");
+        assert!(before.iter().all(Option::is_none), "the end comes last");
+        listing.end("list", last.clone().expect("an end"))
+    }
+
+    #[test]
+    fn a_dump_is_whole_or_not_at_all() {
+        let items = [message(ITEM, 0, &[1]), message(ITEM, 0, &[2])].concat();
+        let done = message(NLMSG_DONE, 0, &[0; 4]);
+        assert_eq!(listed(&[items.clone(), done.clone()]).unwrap(), Some(vec![1, 2]));
+        let torn = message(ITEM, NLM_F_DUMP_INTR, &[3]);
+        assert_eq!(listed(&[torn, items.clone(), done.clone()]).unwrap(), None);
+        let torn_end = message(NLMSG_DONE, NLM_F_DUMP_INTR, &[0; 4]);
+        assert_eq!(listed(&[items.clone(), torn_end]).unwrap(), None);
+        let failed = message(NLMSG_DONE, 0, &(-(Errno::EPERM as i32)).to_ne_bytes());
+        assert_eq!(listed(&[items, failed]).unwrap_err().errno(), Some(Errno::EPERM));
+        let broken = message(ITEM, 0, &[]);
+        assert!(matches!(listed(&[broken, done]), Err(NetlinkError::Undecodable { .. })));
+    }
+
+    #[test]
+    fn the_kernels_words_are_found_behind_a_whole_and_behind_a_cut_request() {
+        let request = message(ITEM, 0, &[9; 5]);
+        let words = [&[9, 0, 1, 0][..], b"busy\0", &[0; 3]].concat();
+        let code = (-(Errno::EBUSY as i32)).to_ne_bytes();
+        for (flags, echoed) in [(NLM_F_ACK_TLVS, &request[..]), (NLM_F_ACK_TLVS | NLM_F_CAPPED, &request[..16])] {
+            let datagram = message(NLMSG_ERROR, flags, &[&code[..], echoed, &words].concat());
+            let refusal = frames(&datagram).next().and_then(|frame| frame.refusal()).expect("a refusal");
+            assert_eq!(refusal.to_string(), format!("the kernel refused: {} (os error 16): busy", Errno::EBUSY.desc()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_can_hurt(mut datagram in prop::collection::vec(any::<u8>(), 0..200), kind in 0u16..20, len in 0u32..220) {
+            for frame in frames(&datagram) {
+                frame.refusal();
+            }
+            if datagram.len() >= 16 {
+                datagram[..4].copy_from_slice(&len.to_ne_bytes());
+                datagram[4..6].copy_from_slice(&kind.to_ne_bytes());
+                for frame in frames(&datagram) {
+                    frame.refusal();
+                }
+            }
+        }
+    }
 }
