@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use nsctl::kernel::address::Address;
 use nsctl::kernel::conntrack::{Conntrack, Transport};
-use nsctl::kernel::link::{AddrGenMode, LOOPBACK, OperState};
+use nsctl::kernel::link::{self, AddrGenMode, LOOPBACK, OperState};
 use nsctl::kernel::netlink::{NetlinkError, Rtnl};
 use nsctl::kernel::netns::{self, Netns};
 use nsctl::kernel::process::processes_in;
@@ -29,7 +29,7 @@ use nsctl::kernel::wire::{WirePair, add_altname};
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const GROUP: u32 = 0x6e73;
 const PROTOCOL: u8 = 0x6e;
-const NET0: u32 = 2;
+const NET0: u32 = 100;
 
 /// Whether namespaces can be made here. Says so loudly when not, and fails where a machine is there for this.
 fn possible() -> bool {
@@ -104,6 +104,14 @@ fn routes(n: u32) -> Vec<Route> {
     ]
 }
 
+/// A namespace without IPv6, as the far ends get it.
+fn fabric() -> Netns {
+    let fabric = Netns::unpinned().expect("a namespace");
+    let off = || ["all", "default"].iter().try_for_each(|link| Ok(Sysctl::ipv6(link, "disable_ipv6").write("1")?));
+    fabric.run(off).expect("IPv6 is off");
+    fabric
+}
+
 /// A service's namespace, wired to `fabric`, as the product makes one.
 fn service(fabric: &Netns, name: &str, n: u32) -> (Netns, Rtnl) {
     let netns = Netns::unpinned().expect("a namespace");
@@ -119,7 +127,7 @@ fn three_wires_have_every_attribute_that_was_asked_for() {
     if !possible() {
         return;
     }
-    let fabric = Netns::unpinned().unwrap();
+    let fabric = fabric();
     let mut outside = rtnl(&fabric);
     let names = ["alpha", "beta", "gamma"];
     let services: Vec<_> = (0..).zip(names).map(|(n, name)| service(&fabric, name, n)).collect();
@@ -140,6 +148,8 @@ fn three_wires_have_every_attribute_that_was_asked_for() {
         assert_eq!(outer.altnames, [format!("{name}-with-a-name-longer-than-fifteen-bytes")]);
         assert_eq!(outer.alias, Some(format!("nsctl:test:{name}")));
         assert_eq!((outer.peer, inner.peer), (Some(NET0), Some(index)));
+        assert_eq!(outer.peer_netns, outside.netns_id(&netns).unwrap());
+        assert_eq!(inner.peer_netns, inside.netns_id(&fabric).unwrap());
         assert!(outer.peer_netns.is_some() && inner.peer_netns.is_some());
         for end in [&outer, &inner] {
             assert_eq!((end.mac, end.mtu, end.group), (Some(MAC), 65535, GROUP));
@@ -160,6 +170,7 @@ fn three_wires_have_every_attribute_that_was_asked_for() {
                 assert!(text.contains(wanted), "{what} lacks {wanted}: {text}");
             }
         }
+        assert_eq!(witness(&fabric, &format!("ip address show dev {name}")).matches("inet").count(), 0);
         let text = witness(&fabric, &format!("ip -d link show dev {name}"));
         assert!(text.contains(&format!("alias nsctl:test:{name}")), "{text}");
         assert!(text.contains(&format!("altname {name}-with-a-name-longer")), "{text}");
@@ -196,7 +207,7 @@ fn two_hundred_wires_come_up_in_bulk_and_go_by_group() {
         return;
     }
     const N: u32 = 200;
-    let fabric = Netns::unpinned().unwrap();
+    let fabric = fabric();
     let mut outside = rtnl(&fabric);
     let started = Instant::now();
     let services: Vec<_> = (0..N).map(|n| service(&fabric, &format!("s{n}"), n)).collect();
@@ -281,6 +292,13 @@ fn a_wire_between_two_namespaces_serves_as_the_uplinks_leg() {
     assert_eq!(inside.routes(Some(5000)).unwrap(), [routes[2].clone()]);
     assert_eq!(inside.routes(Some(5001)).unwrap(), [], "a table that is not there has no routes");
 
+    inside.pipeline(vec![link::set_mtu(NET0, 1400)]).unwrap();
+    assert_eq!(inside.link(NET0).unwrap().unwrap().mtu, 1400);
+    inside.set_down(&[NET0]).unwrap();
+    assert!(witness(&uplink, "ip link show dev host0").contains("mtu 1400 qdisc noqueue state DOWN"));
+    inside.set_up(&[NET0]).unwrap();
+    inside.pipeline(routes.iter().map(|route| route.add().pardon(Errno::EEXIST)).collect()).unwrap();
+
     for route in &routes {
         inside.pipeline(vec![route.delete(), route.delete()]).expect("deleting twice is fine");
     }
@@ -289,6 +307,18 @@ fn a_wire_between_two_namespaces_serves_as_the_uplinks_leg() {
     assert!(inside.addresses().unwrap().iter().all(|address| address.link != NET0));
     outside.delete_links(&[77, 77]).expect("deleting twice is fine");
     assert_eq!(inside.link(NET0).unwrap(), None);
+}
+
+#[test]
+fn the_machines_own_lists_can_be_read_too() {
+    let mut here = Rtnl::open().unwrap();
+    assert!(here.links().unwrap().iter().any(|link| link.name == "lo" && link.index == LOOPBACK));
+    assert_eq!(here.link(LOOPBACK).unwrap().unwrap().kind, None);
+    here.addresses().unwrap();
+    let all = here.routes(None).unwrap();
+    let main = here.routes(Some(MAIN_TABLE)).unwrap();
+    assert_eq!(main, all.into_iter().filter(|route| route.table == MAIN_TABLE).collect::<Vec<_>>());
+    assert!(here.rules().unwrap().iter().any(|rule| rule.table == MAIN_TABLE));
 }
 
 #[test]
@@ -364,6 +394,14 @@ fn a_refusal_names_the_operation_the_errno_and_the_kernels_words() {
     let error = inside.wait_until_up(&[4711], Duration::from_millis(5)).unwrap_err();
     assert!(matches!(error, NetlinkError::NotUp { ref indexes } if *indexes == [4711]), "{error}");
 
+    let stranger = Netns::unpinned().unwrap();
+    assert_eq!(inside.netns_id(&stranger).unwrap(), None, "no link leads there");
+
+    // Each of these is refused; the answers must not overrun the socket.
+    let gone = (0..500u32)
+        .map(|n| Route::by(LOOPBACK, network(&format!("10.8.{}.{}/32", n / 250, n % 250)), PROTOCOL).delete());
+    inside.pipeline(gone.collect()).expect("what is gone is deleted");
+
     // More than fits into one datagram; only the last is wrong.
     let mut many: Vec<_> = (0..300u32)
         .map(|n| Route::by(LOOPBACK, network(&format!("10.9.{}.{}/32", n / 200, n % 200)), PROTOCOL).add())
@@ -427,6 +465,8 @@ fn one_connection_is_found_deleted_by_its_tuple_and_the_others_stay() {
     let ping = witness(&a, "ping -c 1 -W 2 fd00:cb::2");
     assert!(ping.contains("1 received"), "{ping}");
 
+    let mut elsewhere = Netns::unpinned().unwrap().run(|| Ok(Conntrack::open()?)).unwrap();
+    assert_eq!(elsewhere.dump().unwrap(), [], "nothing is remembered where nothing happened");
     let mut conntrack = a.run(|| Ok(Conntrack::open()?)).unwrap();
     let flows = conntrack.dump().unwrap();
     let at = |stream: &TcpStream| {

@@ -17,7 +17,8 @@ use netlink_packet_core::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
-use super::netlink::{NetlinkError, NetlinkSocket, Packed};
+use super::netlink::NetlinkError;
+use super::socket::{NetlinkSocket, Packed};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -134,7 +135,8 @@ impl Conntrack {
     ///
     /// # Errors
     ///
-    /// `EINVAL` from a kernel without nf_conntrack_netlink; `EPERM` without CAP_NET_ADMIN.
+    /// `EINVAL` from a kernel without nf_conntrack_netlink; `EPERM` without CAP_NET_ADMIN. A namespace in which conntrack was
+    /// never used remembers none.
     pub fn dump(&mut self) -> Result<Vec<Flow>, NetlinkError> {
         let question = Packed::new(message_type(GET), NLM_F_DUMP, nfgenmsg(AF_UNSPEC));
         self.socket.dump("list connections", &question, |kind, payload| match kind == message_type(NEW) {
@@ -360,4 +362,44 @@ fn decode_protocol(payload: &[u8]) -> Result<(u8, Transport), DecodeError> {
         (None, None) => Transport::Bare,
     };
     Ok((number, transport))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn transport() -> impl Strategy<Value = Transport> {
+        prop_oneof![
+            any::<(u16, u16)>().prop_map(|(source, destination)| Transport::Ports { source, destination }),
+            any::<(u16, u8, u8)>().prop_map(|(id, kind, code)| Transport::Icmp { id, kind, code }),
+            Just(Transport::Bare),
+        ]
+    }
+
+    fn ends() -> impl Strategy<Value = (IpAddr, IpAddr)> {
+        prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (a.into(), b.into())),
+            any::<([u8; 16], [u8; 16])>().prop_map(|(a, b)| (a.into(), b.into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_tuple_reads_back_as_it_was_written(
+            (source, destination) in ends(),
+            protocol: u8,
+            transport in transport(),
+        ) {
+            let tuple = Tuple { source, destination, protocol, transport };
+            prop_assert_eq!(decode_tuple(&bytes(&encode(&tuple))).unwrap(), tuple);
+        }
+
+        #[test]
+        fn no_payload_can_hurt(payload in prop::collection::vec(any::<u8>(), 0..120)) {
+            decode(&payload).ok();
+            decode_tuple(&payload).ok();
+        }
+    }
 }

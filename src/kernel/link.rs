@@ -6,6 +6,7 @@
 //! - Many links go down by group in one message: deleting them one by one costs an RCU grace period (20 ms) each.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,11 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 
 use super::netlink::{NetlinkError, Request, Rtnl};
+use super::netns::Netns;
 
 pub use netlink_packet_route::link::{In6AddrGenMode as AddrGenMode, State as OperState};
 
@@ -151,6 +154,22 @@ impl Rtnl {
             .collect()
     }
 
+    /// The id that this socket's namespace gave to `netns`, which is how [`Link::peer_netns`] names it; none when it has not met it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn netns_id(&mut self, netns: &Netns) -> Result<Option<i32>, NetlinkError> {
+        let operation = "look up the id of a namespace";
+        let mut question = NsidMessage::default();
+        question.attributes.push(NsidAttribute::Fd(netns.file().as_raw_fd() as u32));
+        let answer = self.ask(operation, &[RouteNetlinkMessage::GetNsId(question)], into_netns_id)?.pop();
+        match answer.transpose() {
+            Ok(id) => Ok(id.filter(|id| *id >= 0)),
+            Err(refusal) => Err(NetlinkError::Refused { operation: operation.into(), refusal }),
+        }
+    }
+
     /// Sets all of these up.
     ///
     /// # Errors
@@ -245,6 +264,14 @@ fn into_link(message: RouteNetlinkMessage) -> Option<Link> {
     }
 }
 
+fn into_netns_id(message: RouteNetlinkMessage) -> Option<i32> {
+    let RouteNetlinkMessage::NewNsId(message) = message else { return None };
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NsidAttribute::Id(id) => Some(*id),
+        _ => None,
+    })
+}
+
 /// A question for the link with this index; 0 asks for all.
 fn question(index: u32) -> LinkMessage {
     let mut message = at(index);
@@ -267,6 +294,13 @@ pub fn set_up(index: u32) -> Request {
 /// Sets the link with this index down.
 pub fn set_down(index: u32) -> Request {
     set_flags(index, LinkFlags::empty(), LinkFlags::Up, format!("set link {index} down"))
+}
+
+/// Sets the MTU of the link with this index.
+pub fn set_mtu(index: u32, mtu: u32) -> Request {
+    let mut message = at(index);
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    Request::new(RouteNetlinkMessage::SetLink(message), 0, format!("set the MTU of link {index} to {mtu}"))
 }
 
 fn set_flags(index: u32, flags: LinkFlags, mask: LinkFlags, operation: String) -> Request {

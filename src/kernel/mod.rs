@@ -16,6 +16,7 @@ pub mod probe;
 pub mod process;
 pub mod route;
 pub mod rule;
+mod socket;
 pub mod sysctl;
 pub mod wire;
 

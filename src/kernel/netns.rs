@@ -7,6 +7,8 @@
 //! - A socket keeps the namespace in which it was made, so [`Netns::run`] may hand one out and be done.
 //! - No fork.
 
+#![allow(clippy::disallowed_methods, reason = "this is the one place where a thread changes namespace")]
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;

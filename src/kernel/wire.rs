@@ -29,7 +29,8 @@ use super::route::Route;
 pub struct WirePair {
     /// The name of the inner end: `net0` in a service.
     pub inner: String,
-    /// The index of the inner end. In a fresh namespace 2 is free.
+    /// The index of the inner end. The low ones may be taken even in a fresh namespace: some modules put a link of their own into
+    /// each (`sit0`, `tunl0`, `gre0`). The outer end's is a good choice.
     pub inner_index: u32,
     /// The name of the outer end.
     pub outer: String,
@@ -91,7 +92,7 @@ impl WirePair {
     }
 
     /// What a create message cannot carry for the outer end, to be sent in its namespace while it is still down: no link-local
-    /// address, alias, altname. Doing it again changes nothing.
+    /// address, alias, altname. For a new wire: `EEXIST` when it has the altname already.
     pub fn label(&self) -> Vec<Request> {
         let mut requests = vec![no_link_local(self.outer_index, &self.outer)];
         requests.extend(self.alias.as_deref().map(|alias| set_alias(self.outer_index, alias)));
