@@ -163,7 +163,8 @@ fn format(path: &Path) -> Option<Format> {
 
 fn source(path: &Path) -> Result<Source, ReadError> {
     let error = |source| ReadError::Io { path: path.to_owned(), source };
-    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY | O_CLOEXEC).open(path).map_err(error)?;
+    let file =
+        OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY | O_CLOEXEC).open(path).map_err(error)?;
     let metadata = file.metadata().map_err(error)?;
     let kind = metadata.file_type();
     if !kind.is_file() {

@@ -245,9 +245,9 @@ impl AddressPlan {
     fn own(&self, own: Own) -> Addresses {
         let last = u32::from(self.pool4.broadcast());
         let v4 = Ipv4Addr::from(last - 15 + own as u32);
-        let v6 = self.pool6.map(|pool| {
-            Ipv6Addr::from(u128::from(pool.network()) | (3u128 << (126 - pool.prefix())) | own as u128)
-        });
+        let v6 = self
+            .pool6
+            .map(|pool| Ipv6Addr::from(u128::from(pool.network()) | (3u128 << (126 - pool.prefix())) | own as u128));
         Addresses { v4, v6 }
     }
 }

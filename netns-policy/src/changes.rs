@@ -194,11 +194,8 @@ mod tests {
 
     #[test]
     fn neighbouring_ports_are_shown_as_the_range_they_came_from() {
-        let passage = |lo, hi| Passage {
-            from: "a".into(),
-            to: "b".into(),
-            ports: Ports::new(Protocol::Tcp, lo, hi).ok(),
-        };
+        let passage =
+            |lo, hi| Passage { from: "a".into(), to: "b".into(), ports: Ports::new(Protocol::Tcp, lo, hi).ok() };
         let set = BTreeSet::from([passage(1, 1), passage(2, 2), passage(3, 3), passage(9, 9)]);
         assert_eq!(joined(set), [passage(1, 3), passage(9, 9)]);
     }

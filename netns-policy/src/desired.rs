@@ -11,8 +11,8 @@ use crate::graph::{AllowGraph, Dns, Origin, Service, Target};
 use crate::name::{LinkName, NetworkName, ServiceName};
 use crate::network::HostNetwork;
 use crate::observed::Observed;
-use crate::ruleset::compile::{Capabilities, Source};
 use crate::ruleset::Ruleset;
+use crate::ruleset::compile::{Capabilities, Source};
 use crate::topology::{Place, fabric_netns, leg_link, places, uses_uplink};
 
 /// MTU of every wire inside: one IP packet of any legal size, so that nothing is fragmented there (a panel lets no
@@ -203,13 +203,7 @@ fn indexes(
     (indexes, next)
 }
 
-fn wire(
-    graph: &AllowGraph,
-    addresses: &AddressPlan,
-    host: &HostNetwork,
-    place: &Place,
-    index: u32,
-) -> Option<Wire> {
+fn wire(graph: &AllowGraph, addresses: &AddressPlan, host: &HostNetwork, place: &Place, index: u32) -> Option<Wire> {
     let network = &graph.network().name;
     let outer = place.link();
     let long = place.long_name();
@@ -322,7 +316,11 @@ fn files(graph: &AllowGraph, addresses: &AddressPlan, service: &Service) -> File
     let dns = if resolver.is_empty() { "" } else { " dns" };
     Files {
         hosts,
-        resolv_conf: if nameservers.is_empty() { "# no resolver: dns is off for this service\n".into() } else { nameservers },
+        resolv_conf: if nameservers.is_empty() {
+            "# no resolver: dns is off for this service\n".into()
+        } else {
+            nameservers
+        },
         nsswitch_conf: format!("passwd: files\ngroup: files\nshadow: files\nhosts: files{dns}\nnetworks: files\n"),
     }
 }

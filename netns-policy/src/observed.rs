@@ -82,7 +82,10 @@ impl Observed {
         let elements = fabric.rules.tables.iter().filter(|((family, _), _)| *family == Family::Netdev);
         let named = elements.flat_map(|(_, table)| table.sets.values()).filter(|set| set.data.is_some());
         let values = named.flat_map(|set| set.elements.values().flatten());
-        links.chain(values.filter_map(|value| Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?)))).max().unwrap_or(0)
+        links
+            .chain(values.filter_map(|value| Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?))))
+            .max()
+            .unwrap_or(0)
     }
 
     /// The index of `wire` in the fabric if both ends are there, joined, and as they were made; what can be mended in

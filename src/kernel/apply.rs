@@ -174,11 +174,7 @@ fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, KernelError> {
     found.map(|link| link.index).ok_or_else(gone)
 }
 
-fn mend_wire<'a>(
-    linux: &Linux,
-    wire: &Wire,
-    stale: impl Iterator<Item = &'a DesiredRoute>,
-) -> Result<(), KernelError> {
+fn mend_wire<'a>(linux: &Linux, wire: &Wire, stale: impl Iterator<Item = &'a DesiredRoute>) -> Result<(), KernelError> {
     let name = wire.inner.to_string();
     let stale: Vec<DesiredRoute> = stale.cloned().collect();
     let wanted: Vec<DesiredRoute> = wire.routes.iter().cloned().collect();
@@ -381,8 +377,7 @@ fn write_files(linux: &Linux, netns: &str, files: &Files) -> Result<(), KernelEr
     ];
     for (name, text) in all {
         let path = directory.join(name);
-        let opened =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path);
+        let opened = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path);
         let written = opened.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
         written.map_err(file_error("write", &path))?;
     }

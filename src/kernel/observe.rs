@@ -65,8 +65,7 @@ fn namespace() -> Result<Seen, KernelError> {
     let ours = ruleset.tables.keys().map(|(family, name)| (family_name(*family), name.clone())).collect();
     let all: BTreeSet<(String, String)> = tables.into_iter().collect();
     let foreign_tables = all.difference(&ours).cloned().collect();
-    let namespace =
-        Namespace { links: named, rules: ruleset, foreign_tables, generation, sysctls: BTreeMap::new() };
+    let namespace = Namespace { links: named, rules: ruleset, foreign_tables, generation, sysctls: BTreeMap::new() };
     Ok(Seen { namespace, alias, counters })
 }
 
@@ -148,11 +147,8 @@ fn files(linux: &Linux) -> Result<BTreeMap<netns_policy::name::ServiceName, File
         if std::fs::read_to_string(linux.files(&name).join("network")).unwrap_or_default() != linux.network.as_str() {
             continue;
         }
-        let seen = Files {
-            hosts: read("hosts"),
-            resolv_conf: read("resolv.conf"),
-            nsswitch_conf: read("nsswitch.conf"),
-        };
+        let seen =
+            Files { hosts: read("hosts"), resolv_conf: read("resolv.conf"), nsswitch_conf: read("nsswitch.conf") };
         files.insert(service, seen);
     }
     Ok(files)

@@ -129,14 +129,7 @@ pub const FLOW6: [Field; 5] =
     [Field::IfaceIndex, Field::Ipv6Addr, Field::Ipv6Addr, Field::InetProto, Field::InetService];
 
 pub fn set(key: &[Field]) -> Set {
-    Set {
-        key: key.to_vec(),
-        data: None,
-        interval: false,
-        dynamic: None,
-        counter: false,
-        elements: BTreeMap::new(),
-    }
+    Set { key: key.to_vec(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() }
 }
 
 pub fn map(key: &[Field]) -> Set {
@@ -238,10 +231,7 @@ fn panel4() -> Vec<Rule> {
         ip().flow(false, 2).fwd("fw4"),
         build().flags(FIN_TO_ACK, false, 2).protocol(0x0800).flow(false, 0).fwd("rp4"),
         build().l4(UDP).protocol(0x0800).flow(false, 0).fwd("rp4"),
-        ip().l4(ICMP)
-            .pair(false)
-            .load(Base::Transport, 0, 1, 3)
-            .fwd("ic4"),
+        ip().l4(ICMP).pair(false).load(Base::Transport, 0, 1, 3).fwd("ic4"),
         embedded(
             ip().iif_saddr(false)
                 .ask("src4", false)
@@ -369,11 +359,14 @@ pub fn lock() -> Table {
         ("out6", Set { elements: members(to6), ..set(&of(true)) }),
         ("errors4", types(Field::IcmpType, &[3, 11])),
         ("errors6", types(Field::Icmpv6Type, &[1, 2, 3])),
-        ("private4", Set {
-            interval: true,
-            elements: members([prefix4("10.0.0.0", 8), prefix4("224.0.0.0", 3)]),
-            ..set(&[Field::Ipv4Addr])
-        }),
+        (
+            "private4",
+            Set {
+                interval: true,
+                elements: members([prefix4("10.0.0.0", 8), prefix4("224.0.0.0", 3)]),
+                ..set(&[Field::Ipv4Addr])
+            },
+        ),
     ];
     let filter = |point, rules| Chain { hook: base(ChainKind::Filter, point, None, 0, false), rules };
     let chains = [
@@ -470,10 +463,7 @@ pub fn uplink() -> Table {
     let chains = [
         ("pre", nat(HookPoint::Prerouting, -100, prerouting)),
         ("post", nat(HookPoint::Postrouting, 100, postrouting)),
-        (
-            "forward",
-            Chain { hook: base(ChainKind::Filter, HookPoint::Forward, None, -5, true), rules: forward },
-        ),
+        ("forward", Chain { hook: base(ChainKind::Filter, HookPoint::Forward, None, -5, true), rules: forward }),
         ("more", Chain { hook: None, rules: more }),
     ];
     let busy = Set { dynamic: Some(Dynamic { size: 1000, timeout: 0 }), ..set(&[Field::Ipv4Addr]) };

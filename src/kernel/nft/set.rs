@@ -115,8 +115,7 @@ pub(super) fn read_shape(a: Attributes<'_>) -> Set {
         key: fields(a.u32(set::KEY_TYPE).unwrap_or(0)).unwrap_or_default(),
         data: a.u32(set::DATA_TYPE).filter(|_| is(set::F_MAP)).and_then(field),
         interval: is(set::F_INTERVAL),
-        dynamic: is(set::F_EVAL)
-            .then(|| Dynamic { size: description.u32(set::DESC_SIZE).unwrap_or(0), timeout }),
+        dynamic: is(set::F_EVAL).then(|| Dynamic { size: description.u32(set::DESC_SIZE).unwrap_or(0), timeout }),
         counter: a.nested(set::EXPR).str(expr::NAME).as_deref() == Some("counter"),
         elements: BTreeMap::new(),
     };

@@ -161,8 +161,7 @@ fn messages(buffer: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
 
 fn failure(message: NetlinkBuffer<&[u8]>) -> Option<Failure> {
     let errno = errno(message.payload());
-    (message.message_type() == nlm::ERROR && errno != 0)
-        .then(|| Failure { sequence: message.sequence_number(), errno })
+    (message.message_type() == nlm::ERROR && errno != 0).then(|| Failure { sequence: message.sequence_number(), errno })
 }
 
 fn errno(payload: &[u8]) -> i32 {

@@ -35,9 +35,10 @@ pub(super) fn compile(source: &Source) -> Ruleset {
 /// Private destinations that some service may reach: who, the gateway has asked already.
 fn lan(source: &Source, v: Version) -> Set {
     let lan = source.graph.network().lan.iter().map(|prefix| (prefix.network(), prefix.broadcast()));
-    let only = source.graph.services().flat_map(|service| {
-        service.outbound.lan_only.iter().map(|(prefix, _)| (prefix.network(), prefix.broadcast()))
-    });
+    let only = source
+        .graph
+        .services()
+        .flat_map(|service| service.outbound.lan_only.iter().map(|(prefix, _)| (prefix.network(), prefix.broadcast())));
     let resolvers = super::uplink::resolvers(source, v).into_iter().map(|address| (address, address));
     let all = lan.chain(only).chain(resolvers).filter(|(from, _)| Version::of(*from) == v).collect();
     let elements = join(all).into_iter().map(|(from, to)| (key().addrs(from, to).range_key(), None));
@@ -147,7 +148,5 @@ fn leg_sources(source: &Source, end: impl Fn(super::vocabulary::Words) -> Rule) 
     }
     let wire = Place::Host.inner_link(&source.graph.network().name).to_string();
     let from = source.addresses.leg_gateway();
-    from.iter()
-        .map(|address| end(rule().nfproto(Version::of(address)).saddr(address).oifname_is_not(&wire)))
-        .collect()
+    from.iter().map(|address| end(rule().nfproto(Version::of(address)).saddr(address).oifname_is_not(&wire))).collect()
 }

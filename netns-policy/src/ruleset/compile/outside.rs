@@ -124,7 +124,9 @@ pub(super) fn lan_reach(service: &Service, v: Version) -> Vec<Reach> {
 /// `outbound.direct = ["tcp:443"]`: everything between the private ranges.
 pub(super) fn direct_reach(service: &Service, v: Version) -> Vec<Reach> {
     let ports = service.outbound.direct_only.iter();
-    disjoint(ports.flat_map(|ports| public(v).into_iter().map(|(from, to)| Reach { from, to, ports: *ports })).collect())
+    disjoint(
+        ports.flat_map(|ports| public(v).into_iter().map(|(from, to)| Reach { from, to, ports: *ports })).collect(),
+    )
 }
 
 /// The gaps between the private ranges.

@@ -133,10 +133,7 @@ fn family(source: &Source, v: Version) -> Vec<Rule> {
 
 /// A reply is never a pure SYN: nobody can open a connection through the mirror.
 fn replies(answer: &[Load], map: &str) -> [Rule; 2] {
-    [
-        rule().l4proto(TCP).tcp_flags(SYN | ACK, false, SYN).fwd(answer, map),
-        rule().l4proto(UDP).fwd(answer, map),
-    ]
+    [rule().l4proto(TCP).tcp_flags(SYN | ACK, false, SYN).fwd(answer, map), rule().l4proto(UDP).fwd(answer, map)]
 }
 
 /// ICMP errors about a declared flow, told by the header that they embed.
@@ -149,10 +146,11 @@ fn errors(v: Version) -> Vec<Rule> {
     let width = if v == Version::V4 { 4 } else { 16 };
     let (proto, from, to) = (at.proto, Load::Transport(at.daddr, width), Load::Transport(at.saddr, width));
     let start = || {
-        let of_this_kind = rule()
-            .l4proto(v.icmp())
-            .is_in(&[Load::IcmpType], &v.named("icmp_errors"), true)
-            .is_in(&[Load::Iif, Load::Saddr(v)], &v.named("sources"), true);
+        let of_this_kind = rule().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).is_in(
+            &[Load::Iif, Load::Saddr(v)],
+            &v.named("sources"),
+            true,
+        );
         match v {
             // A header with options would put the ports elsewhere.
             Version::V4 => of_this_kind.transport_byte(8, 0xff, 0x45),

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use super::lock::known;
 use super::outside::{direct_reach, lan, lan_reach, not_direct};
 use super::vocabulary::{
-    BOTH, ESTABLISHED, ICMP_ERRORS, ICMP6_ERRORS, Load, RELATED, TCP, UDP, Version, base_chain, interval, key, rule, set,
+    BOTH, ESTABLISHED, ICMP_ERRORS, ICMP6_ERRORS, Load, RELATED, TCP, UDP, Version, base_chain, interval, key, rule,
+    set,
 };
 use super::{Source, TABLE};
 use crate::ruleset::{Chain, ChainKind, Family, Field, HookPoint, Reject, Rule, Ruleset, Set, Table};

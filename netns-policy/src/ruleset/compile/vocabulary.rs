@@ -389,7 +389,6 @@ impl Words {
         self.with([Expr::Verdict(Verdict::Goto(chain.to_owned()))]).end()
     }
 
-
     pub(super) fn end(self) -> Rule {
         Rule(self.0)
     }

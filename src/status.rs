@@ -1,0 +1,238 @@
+//! What `nsctl status` says: stable keys, documented in docs/cli.md, that only ever grow.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use netns_policy::changes::{Change, observed_names};
+use netns_policy::graph::{Edge, Origin, Outbound, Target};
+use netns_policy::plan::Step;
+use netns_policy::port::Ports;
+use netns_policy::ruleset::{Count, Counters};
+use netns_policy::topology::Place;
+use serde::Serialize;
+
+use crate::orchestrator::Planned;
+
+/// Everything `nsctl status` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The network's name.
+    pub network: String,
+    /// Every service of the policy, ordered by name.
+    pub services: Vec<ServiceStatus>,
+    /// Every edge inside the fabric, ordered by from, to and port.
+    pub edges: Vec<EdgeStatus>,
+    /// What services may reach outside.
+    pub outbound: Vec<OutboundStatus>,
+    /// Every way in from outside.
+    pub exposures: Vec<ExposureStatus>,
+    /// Differences between the kernel and the policy.
+    pub drift: Vec<String>,
+}
+
+/// One service.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub netns: String,
+    /// Its link in the fabric.
+    pub link: String,
+    /// Its IPv4 address.
+    pub address4: Ipv4Addr,
+    /// Its IPv6 address; null when the policy says `ipv6 = false`.
+    pub address6: Option<Ipv6Addr>,
+    /// Its ports by name, as `tcp:8332`.
+    pub ports: BTreeMap<String, String>,
+    /// `up` when its namespace and wire are there, else `down`.
+    pub state: &'static str,
+}
+
+/// One edge.
+#[derive(Clone, Debug, Serialize)]
+pub struct EdgeStatus {
+    /// Who opens.
+    pub from: String,
+    /// Who is reached.
+    pub to: String,
+    /// `tcp` or `udp`.
+    pub proto: String,
+    /// The first port.
+    pub port: u16,
+    /// The last port; equal to `port` for a single one.
+    pub port_end: u16,
+    /// The name the target gives to it.
+    pub port_name: Option<String>,
+    /// Packets from `from` to `to`, both families.
+    pub packets: u64,
+    /// Bytes from `from` to `to`, IP headers included.
+    pub bytes: u64,
+    /// Packets from `to` to `from`.
+    pub reply_packets: u64,
+    /// Bytes from `to` to `from`.
+    pub reply_bytes: u64,
+}
+
+/// What one service may reach outside.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutboundStatus {
+    /// The service.
+    pub from: String,
+    /// In the words of the policy: `direct`, `lan`, `192.168.1.20/32 tcp:5000`.
+    pub to: Vec<String>,
+}
+
+/// One exposure.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExposureStatus {
+    /// The service.
+    pub service: String,
+    /// The name of its port.
+    pub port: String,
+    /// `onion`, `wireguard`, `clearnet`, `lan` or `port`.
+    pub way: &'static str,
+    /// `not served` until there is a worker for this way.
+    pub state: &'static str,
+}
+
+impl Status {
+    /// The status that follows from a plan that was just made.
+    pub fn of(planned: &Planned) -> Self {
+        let graph = &planned.checked.graph;
+        Self {
+            network: graph.network().name.to_string(),
+            services: graph.services().filter_map(|service| service_status(planned, service)).collect(),
+            edges: graph.edges().iter().map(|edge| edge_status(planned, edge)).collect(),
+            outbound: graph
+                .services()
+                .filter(|service| !service.outbound.stays_inside())
+                .map(|service| OutboundStatus { from: service.name.to_string(), to: words(&service.outbound) })
+                .collect(),
+            exposures: graph
+                .exposures()
+                .iter()
+                .map(|exposure| ExposureStatus {
+                    service: exposure.service.to_string(),
+                    port: exposure.port_name.to_string(),
+                    way: exposure.way.word(),
+                    state: "not served",
+                })
+                .collect(),
+            drift: drift(planned),
+        }
+    }
+}
+
+fn service_status(planned: &Planned, service: &netns_policy::graph::Service) -> Option<ServiceStatus> {
+    let wire = planned.desired.wires.get(&Place::Service(service.name.clone()))?;
+    let up = planned.observed.whole_wire(wire).is_some();
+    Some(ServiceStatus {
+        name: service.name.to_string(),
+        netns: wire.netns.clone().unwrap_or_default(),
+        link: wire.outer.to_string(),
+        address4: wire.addresses.v4,
+        address6: wire.addresses.v6,
+        ports: service.ports.iter().map(|(name, ports)| (name.to_string(), ports.to_string())).collect(),
+        state: if up { "up" } else { "down" },
+    })
+}
+
+/// The ways out in the words of the policy.
+pub fn words(outbound: &Outbound) -> Vec<String> {
+    let all = [(outbound.direct, "direct"), (outbound.lan, "lan")];
+    let mut words: Vec<String> = all.iter().filter(|(yes, _)| *yes).map(|(_, word)| (*word).to_owned()).collect();
+    words.extend(outbound.direct_only.iter().map(|ports| format!("direct {ports}")));
+    words.extend(outbound.lan_only.iter().map(|(prefix, ports)| format!("{prefix} {ports}")));
+    words
+}
+
+fn edge_status(planned: &Planned, edge: &Edge) -> EdgeStatus {
+    let (there, back) = edge_count(planned, edge);
+    EdgeStatus {
+        from: edge.from.to_string(),
+        to: edge.to.to_string(),
+        proto: edge.ports.protocol().to_string(),
+        port: edge.ports.lo(),
+        port_end: edge.ports.hi(),
+        port_name: edge.port_name.as_ref().map(ToString::to_string),
+        packets: there.packets,
+        bytes: there.bytes,
+        reply_packets: back.packets,
+        reply_bytes: back.bytes,
+    }
+}
+
+/// What passed on an edge, there and back, as the panel's elements counted it.
+pub fn edge_count(planned: &Planned, edge: &Edge) -> (Count, Count) {
+    let names = observed_names(&planned.observed);
+    let name = |place: &Place| place.long_name();
+    let from = match &edge.from {
+        Origin::Host => name(&Place::Host),
+        Origin::Service(service) => service.to_string(),
+    };
+    let to = match &edge.to {
+        Target::Host => name(&Place::Host),
+        Target::Service(service) => service.to_string(),
+    };
+    let index = |wanted: &str| names.iter().find(|(_, name)| *name == wanted).map(|(index, _)| *index);
+    let (Some(from), Some(to)) = (index(&from), index(&to)) else { return Default::default() };
+    let sum = |stem: &str, wire: u32, other: u32| total(&planned.observed.counters, stem, wire, other, edge, planned);
+    let there = add(sum("edges", from, to), sum("edge_ranges", from, to));
+    let back = add(sum("replies", to, from), sum("reply_ranges", to, from));
+    (there, back)
+}
+
+fn total(counters: &Counters, stem: &str, wire: u32, other: u32, edge: &Edge, planned: &Planned) -> Count {
+    let ours = counters.iter().filter(|((_, set, key), _)| {
+        set.trim_end_matches(['4', '6']) == stem
+            && key.from.get(..4) == Some(&wire.to_ne_bytes()[..])
+            && element_ports(&key.from, key.to.as_deref()).is_some_and(|ports| ports.overlaps(&edge.ports))
+            && leads_to(planned, set, key, other)
+    });
+    ours.fold(Count::default(), |sum, (_, count)| add(sum, *count))
+}
+
+fn leads_to(planned: &Planned, set: &str, key: &netns_policy::ruleset::Key, other: u32) -> bool {
+    let tables = planned.observed.fabric.iter().flat_map(|fabric| fabric.rules.tables.values());
+    let value = tables.filter_map(|table| table.sets.get(set)?.elements.get(key)?.clone()).next();
+    value.as_deref() == Some(&other.to_ne_bytes()[..])
+}
+
+/// The last two fields of a key are protocol and port, each padded to four bytes.
+fn element_ports(from: &[u8], to: Option<&[u8]>) -> Option<Ports> {
+    let at = from.len().checked_sub(8)?;
+    let protocol = match from.get(at)? {
+        6 => netns_policy::port::Protocol::Tcp,
+        17 => netns_policy::port::Protocol::Udp,
+        _ => return None,
+    };
+    let port = |key: &[u8]| Some(u16::from_be_bytes(key.get(at + 4..at + 6)?.try_into().ok()?));
+    Ports::new(protocol, port(from)?, port(to.unwrap_or(from))?).ok()
+}
+
+fn add(a: Count, b: Count) -> Count {
+    Count { packets: a.packets + b.packets, bytes: a.bytes + b.bytes }
+}
+
+/// Each difference once, in the operator's words: edges and services first, then what else a turn would do.
+pub fn drift(planned: &Planned) -> Vec<String> {
+    let mut drift: Vec<String> = planned.plan.changes.iter().map(change).collect();
+    let told = !drift.is_empty();
+    let quiet = |step: &&Step| told && !matches!(step, Step::WriteFiles { .. } | Step::SetSysctl { .. });
+    drift.extend(planned.plan.steps.iter().filter(|step| !quiet(step)).map(ToString::to_string));
+    let fabric = planned.observed.fabric.iter().flat_map(|fabric| &fabric.foreign_tables);
+    drift.extend(fabric.map(|(family, name)| format!("foreign table {family} {name} in the fabric")));
+    drift.extend(planned.observed.foreign.iter().map(|netns| format!("foreign namespace {netns}")));
+    drift
+}
+
+fn change(change: &Change) -> String {
+    match change {
+        Change::AddService { name, .. } => format!("service {name} is missing"),
+        Change::RemoveService { netns } => format!("namespace {netns} is not in the policy"),
+        Change::AddEdge(passage) => format!("edge {passage} is missing"),
+        Change::RemoveEdge(passage) => format!("edge {passage} is not in the policy"),
+        Change::Repair { what } => what.clone(),
+    }
+}
