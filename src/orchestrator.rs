@@ -99,6 +99,20 @@ pub enum Error {
     /// The state directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The caller may not do this.
+    #[error("{verb} needs {capability}")]
+    Unprivileged {
+        /// What was to be done.
+        verb: &'static str,
+        /// What is missing.
+        capability: &'static str,
+    },
+    /// The caller asked for something that there is not.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong with it.
+        message: String,
+    },
     /// What was made is not what was to be made.
     #[error("{} steps are still to do after the turn, the first: {first}", left)]
     Unfinished {
