@@ -32,7 +32,7 @@ use super::route::Route;
 use super::rule::IpRule;
 use super::sysctl::Sysctl;
 use super::wire::{WirePair, set_alias};
-use super::{GROUP, KernelError, Linux, MAC, NET0, PROTOCOL, file_error, link};
+use super::{GROUP, KernelError, LEG_INDEX, Linux, MAC, PROTOCOL, file_error, link};
 
 /// How long a wire may take to let the first packet pass.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -131,15 +131,15 @@ fn create_wires(linux: &Linux, wires: &[Wire]) -> Result<(), KernelError> {
             Some(netns) => create_wire(linux, netns, wire, outer)?,
             None => create_host_wire(wire, outer)?,
         }
-        labels.extend(pair(wire, NET0).label());
+        labels.extend(pair(wire, wire.index).label());
     }
     in_netns(&fabric, "the fabric", move |rtnl| rtnl.pipeline(labels))
 }
 
 fn create_wire(linux: &Linux, netns: &str, wire: &Wire, outer: Netns) -> Result<(), KernelError> {
-    let addresses = addresses(NET0, &wire.addresses);
-    let routes: Vec<Route> = wire.routes.iter().map(|wanted| route(NET0, wanted)).collect();
-    let pair = pair(wire, NET0);
+    let addresses = addresses(wire.index, &wire.addresses);
+    let routes: Vec<Route> = wire.routes.iter().map(|wanted| route(wire.index, wanted)).collect();
+    let pair = pair(wire, wire.index);
     in_netns(&linux.open(netns)?, netns, move |rtnl| {
         // What is left of a wire that is not whole: its end in the fabric is gone, or goes with it.
         let stale: Vec<u32> = rtnl.links()?.iter().filter(|link| link.name == pair.inner).map(|l| l.index).collect();
@@ -204,7 +204,7 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
         inner: leg.host_link.to_string(),
         inner_index: 0,
         outer: LEG.to_owned(),
-        outer_index: NET0 + 1,
+        outer_index: LEG_INDEX,
         altname: None,
         alias: Some(leg.alias.clone()),
         mac: MAC,
@@ -224,7 +224,7 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
     let (labels, leg) = (pair.label(), leg.clone());
     in_netns(&gateway, netns, move |rtnl| {
         rtnl.pipeline(labels)?;
-        rtnl.pipeline(gateway_side(NET0 + 1, &leg))
+        rtnl.pipeline(gateway_side(LEG_INDEX, &leg))
     })
 }
 
@@ -323,8 +323,8 @@ fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
     in_fabric(linux, indexes, |rtnl, indexes| rtnl.wait_until_up(indexes, PATIENCE))?;
     let fabric = linux.open(&fabric_netns(&linux.network))?;
     let places = in_netns(&fabric, "the fabric", |rtnl| rtnl.links())?;
-    let aliases = places.into_iter().filter(|link| indexes.contains(&link.index)).filter_map(|link| link.alias);
-    for alias in aliases {
+    for link in places.into_iter().filter(|link| indexes.contains(&link.index)) {
+        let alias = link.alias.unwrap_or_default();
         let place = alias.rsplit(':').next().unwrap_or_default();
         match place.strip_prefix('+') {
             Some("host") => {
@@ -333,15 +333,15 @@ fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
                 let index = index_of(&mut rtnl, &name)?;
                 rtnl.wait_until_up(&[index], PATIENCE)?;
             }
-            Some(gateway) => settle_inner(linux, &format!("{}+{gateway}", linux.network))?,
-            None => settle_inner(linux, &format!("{}-{place}", linux.network))?,
+            Some(gateway) => settle_inner(linux, &format!("{}+{gateway}", linux.network), link.index)?,
+            None => settle_inner(linux, &format!("{}-{place}", linux.network), link.index)?,
         }
     }
     Ok(())
 }
 
-fn settle_inner(linux: &Linux, netns: &str) -> Result<(), KernelError> {
-    in_netns(&linux.open(netns)?, netns, |rtnl| rtnl.wait_until_up(&[NET0], PATIENCE))
+fn settle_inner(linux: &Linux, netns: &str, index: u32) -> Result<(), KernelError> {
+    in_netns(&linux.open(netns)?, netns, move |rtnl| rtnl.wait_until_up(&[index], PATIENCE))
 }
 
 fn in_netns<T: Send + 'static>(
