@@ -6,5 +6,6 @@
 pub mod exposure;
 pub mod graph;
 pub mod name;
+pub mod packet;
 pub mod port;
 pub mod ruleset;

@@ -10,6 +10,8 @@
 //!   type (interface index), padded to four bytes.
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
+pub mod decide;
+
 use std::collections::BTreeMap;
 
 /// Address family of a table, as in nft(8).
