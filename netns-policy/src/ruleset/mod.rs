@@ -11,6 +11,7 @@
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
 pub mod decide;
+pub mod expect;
 
 use std::collections::BTreeMap;
 
