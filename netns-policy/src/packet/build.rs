@@ -92,9 +92,7 @@ impl Ends {
         let len = clamp16(len).to_be_bytes();
         match self {
             Self::V4 { from, to } => [&from.octets()[..], &to.octets(), &[0, protocol], &len].concat(),
-            Self::V6 { from, to } => {
-                [&from.octets()[..], &to.octets(), &[0, 0], &len, &[0, 0, 0, protocol]].concat()
-            }
+            Self::V6 { from, to } => [&from.octets()[..], &to.octets(), &[0, 0], &len, &[0, 0, 0, protocol]].concat(),
         }
     }
 }

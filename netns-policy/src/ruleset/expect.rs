@@ -7,6 +7,8 @@
 
 mod classes;
 mod packets;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 

@@ -72,13 +72,7 @@ pub(super) struct Machine<'a, 'p> {
 }
 
 impl<'a, 'p> Machine<'a, 'p> {
-    pub(super) fn new(
-        table: &'a Table,
-        name: &'a str,
-        chain: &'a Chain,
-        view: &'p View<'p>,
-        env: &'p Env<'p>,
-    ) -> Self {
+    pub(super) fn new(table: &'a Table, name: &'a str, chain: &'a Chain, view: &'p View<'p>, env: &'p Env<'p>) -> Self {
         Self { table, base: (name, chain), view, env, registers: Registers([0; REGISTERS * REGISTER]) }
     }
 
@@ -230,7 +224,8 @@ impl<'a, 'p> Machine<'a, 'p> {
 
     fn bitwise(&mut self, sreg: Reg, dreg: Reg, mask: &[u8], xor: &[u8]) -> Option<()> {
         let value = self.registers.load(sreg, mask.len())?;
-        let result: Vec<u8> = value.iter().zip(mask).zip(xor).map(|((value, mask), xor)| (value & mask) ^ xor).collect();
+        let result: Vec<u8> =
+            value.iter().zip(mask).zip(xor).map(|((value, mask), xor)| (value & mask) ^ xor).collect();
         (result.len() == mask.len()).then_some(())?;
         self.registers.store(dreg, &result)
     }

@@ -134,13 +134,7 @@ impl World {
 
     /// The same, and whoever let the packet pass keeps it in mind: the sender's connection tracking when it left, the
     /// receiver's when it arrived. Root's packet sockets go past the sender's.
-    pub fn send<'a>(
-        &'a self,
-        from: &str,
-        packet: &Packet,
-        sender: Sender,
-        connections: &mut Connections,
-    ) -> Walk<'a> {
+    pub fn send<'a>(&'a self, from: &str, packet: &Packet, sender: Sender, connections: &mut Connections) -> Walk<'a> {
         let walk = self.carry(from, packet, sender, connections);
         let left = walk.hops.iter().any(|hop| hop.gate == Gate::SenderLock && hop.outcome.decision == Decision::Accept);
         if left {
@@ -230,7 +224,8 @@ impl Place {
             Some(tracked) => tracked.classify(packet),
             None => Tracked::default().classify(packet),
         };
-        let local = packet.in_stack().and_then(|view| view.ends()).is_some_and(|ends| self.addresses.contains(&ends.to()));
+        let local =
+            packet.in_stack().and_then(|view| view.ends()).is_some_and(|ends| self.addresses.contains(&ends.to()));
         Env { ct, fib_daddr_type: if local { super::LOCAL } else { super::UNICAST }, ..Env::default() }
     }
 
@@ -268,12 +263,7 @@ fn datagram<'a>(packet: &Packet) -> Result<View<'_>, Fate<'a>> {
 }
 
 /// Writes down what a gate said; the index that it forwards to, or none when it lets the packet pass.
-fn ask<'a>(
-    hops: &mut Vec<Hop<'a>>,
-    gate: Gate,
-    place: &'a str,
-    outcome: Outcome<'a>,
-) -> Result<Option<u32>, Fate<'a>> {
+fn ask<'a>(hops: &mut Vec<Hop<'a>>, gate: Gate, place: &'a str, outcome: Outcome<'a>) -> Result<Option<u32>, Fate<'a>> {
     let decision = outcome.decision;
     hops.push(Hop { gate, place, outcome });
     match decision {

@@ -7,7 +7,7 @@ use crate::graph::AllowGraph;
 use crate::packet::build::{Icmp, flag};
 use crate::packet::{ARP, Ends, Extension, Packet};
 use crate::port::Protocol;
-use crate::ruleset::decide::walk::{Connections, Sender, World};
+use crate::ruleset::decide::walk::{Connections, Fate, Sender, World};
 
 /// Identifier of every echo request here.
 const ECHO_ID: u16 = 0x2a2a;
@@ -24,7 +24,7 @@ impl PacketClass {
         [Sender::Program, Sender::Root].into_iter().all(|sender| {
             let walk = world.carry(&from, &packet, sender, &connections);
             // An arrival at a third party is as wrong as none.
-            walk.is_delivered() == expected && (!expected || walk.fate == super::super::decide::walk::Fate::Delivered(&to))
+            walk.is_delivered() == expected && (!expected || walk.fate == Fate::Delivered(&to))
         })
     }
 
@@ -54,7 +54,9 @@ impl PacketClass {
                 let claimed = Ends::new(addresses(&claimed.to_string(), self.ip)?, ends.to())?;
                 Some(Packet::tcp(claimed, client_port, port, flag::SYN))
             }
-            Kind::LinkLocal => Some(Packet::tcp(Ends::new(self.link_local(), ends.to())?, client_port, port, flag::SYN)),
+            Kind::LinkLocal => {
+                Some(Packet::tcp(Ends::new(self.link_local(), ends.to())?, client_port, port, flag::SYN))
+            }
             Kind::Multicast => Some(Packet::udp(Ends::new(ends.from(), self.multicast())?, client_port, port, b"?")),
             Kind::EtherType(ethertype) => ethernet(*ethertype, ends),
         }
