@@ -133,14 +133,25 @@ fn a_routing_header_is_seen_behind_others_and_is_a_question_for_ipv6_only() {
 }
 
 #[test]
-fn later_fragments_have_a_protocol_and_no_ports() {
+fn later_fragments_have_a_protocol_and_what_looks_like_ports() {
     for ends in [ENDS, six()] {
         let (first, second) = Packet::udp(ends, 40000, 53, &[0; 64]).fragments(32).unwrap();
         let (protocol, port) = ([meta(MetaKey::L4proto, 0), is(0, &[17])], [load(TH, 2, 2, 0), is(0, &[0, 53])]);
         assert!(matches(&protocol, &first) && matches(&port, &first), "{ends:?}");
-        assert!(matches(&protocol, &second), "{ends:?}");
-        assert!(!matches(&[load(TH, 0, 1, 0)], &second), "{ends:?}");
+        assert!(matches(&protocol, &second) && !matches(&port, &second), "{ends:?}");
+        // Only what the kernel cannot load the quick way is refused.
+        assert!(matches(&[load(TH, 0, 4, 0)], &second), "{ends:?}");
+        assert!(!matches(&[load(TH, 1, 2, 0)], &second) && matches(&[load(TH, 1, 2, 0)], &first), "{ends:?}");
+        assert!(!matches(&[load(TH, 0, 3, 0)], &second) && !matches(&[load(TH, 0, 8, 0)], &second), "{ends:?}");
     }
+}
+
+#[test]
+fn the_flow_label_of_a_later_fragment_is_taken_for_its_ports() {
+    let (_, second) = Packet::udp(six(), 40000, 53, &[0; 64]).fragments(32).unwrap();
+    let port = [load(TH, 2, 2, 0), is(0, &[0, 80])];
+    assert!(matches(&port, &second.with_flow_label(80).unwrap()));
+    assert!(!matches(&port, &second));
 }
 
 #[test]

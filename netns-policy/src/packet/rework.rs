@@ -35,6 +35,14 @@ impl Packet {
         Some(self.ipv4_with(header, body))
     }
 
+    /// The same IPv6 datagram with the low 16 bits of its flow label set; `None` when it is no IPv6.
+    pub fn with_flow_label(&self, label: u16) -> Option<Self> {
+        self.at_ingress().filter(|view| view.tag.is_none() && view.protocol == IPV6 && view.network.len() >= 40)?;
+        let mut frame = self.frame().to_vec();
+        frame[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&label.to_be_bytes());
+        Some(Self::from_frame(frame))
+    }
+
     /// The datagram in two fragments, the second of which starts with byte `at` of the payload, rounded down to eight.
     /// `None` when it is no IP, is a fragment already or is too short.
     pub fn fragments(&self, at: usize) -> Option<(Self, Self)> {

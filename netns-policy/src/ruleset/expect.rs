@@ -73,7 +73,8 @@ pub enum Kind {
     UnaskedEchoReply,
     /// An ICMP error.
     IcmpError(IcmpError),
-    /// One fragment of a first packet to `port`.
+    /// One fragment of a first packet to `port`. The first may reach whom the edge allows, where it waits for the
+    /// others in vain; a later one must not leave the fabric.
     Fragment {
         /// Of which protocol.
         protocol: Protocol,

@@ -247,7 +247,11 @@ fn panel(places: &[&str], edges: &[Edge<'_>]) -> Table {
     let mut table = Table::default();
     let goto = |chain: &str| Expr::Verdict(Verdict::Goto(chain.into()));
     let tag = |tpid: [u8; 2]| rule([load(Base::Link, 12, 2, 0), is(0, &tpid), Expr::Counter, DROP]);
-    let to = |ip: &Ip| rule([meta(MetaKey::Protocol, 0), is(0, &ip.ethertype), goto(&ip.name("p"))]);
+    // The odd load keeps later fragments out: it is not aligned, so that the kernel does not do it the quick way, which
+    // takes the data of a later fragment (in IPv6 the flow label) for ports.
+    let unfragmented = load(TH, 1, 2, 0);
+    let to =
+        |ip: &Ip| rule([meta(MetaKey::Protocol, 0), is(0, &ip.ethertype), unfragmented.clone(), goto(&ip.name("p"))]);
     let rules = vec![tag([0x81, 0]), tag([0x88, 0xa8]), to(&IP4), to(&IP6), rule([Expr::Counter, DROP])];
     table.chains.insert("panel".into(), Chain { hook: None, rules });
     for ip in [&IP4, &IP6] {

@@ -167,7 +167,7 @@ impl Tracked {
         let (from, to, transport) = embedded(inner)?;
         let turned = Tuple::new(from, to, transport, inner)?.reversed()?;
         let (direction, _) = self.find(turned)?;
-        (view.ends()?.to() == turned.to).then(|| CtState { state: CtState::RELATED, direction, status: 0 })
+        (view.ends()?.to() == turned.to).then_some(CtState { state: CtState::RELATED, direction, status: 0 })
     }
 }
 

@@ -194,7 +194,7 @@ impl<'a, 'p> Machine<'a, 'p> {
         match base {
             // What this namespace sends has no link-layer header yet.
             Base::Link if self.point() == HookPoint::Output => None,
-            Base::Link => self.registers.store(dreg, &self.view.link(offset, len)?),
+            Base::Link => self.registers.store(dreg, self.view.link(offset, len)?),
             Base::Network => self.registers.store(dreg, self.view.network(offset, len)?),
             Base::Transport => self.registers.store(dreg, self.view.transport(offset, len)?),
         }

@@ -7,6 +7,7 @@ use crate::graph::AllowGraph;
 use crate::packet::build::{Icmp, flag};
 use crate::packet::{ARP, Ends, Extension, Packet};
 use crate::port::Protocol;
+use crate::ruleset::decide::Decision;
 use crate::ruleset::decide::walk::{Connections, Fate, Sender, World};
 
 /// Identifier of every echo request here.
@@ -23,6 +24,12 @@ impl PacketClass {
         let to = self.to.to_string();
         [Sender::Program, Sender::Root].into_iter().all(|sender| {
             let walk = world.carry(&from, &packet, sender, &connections);
+            // A later fragment is not to come as far as to wait for the others.
+            let waits = matches!(self.kind, Kind::Fragment { first: false, .. })
+                && walk.hops.iter().any(|hop| matches!(hop.outcome.decision, Decision::Forwarded(_)));
+            if waits {
+                return false;
+            }
             // An arrival at a third party is as wrong as none.
             walk.is_delivered() == expected && (!expected || walk.fate == Fate::Delivered(&to))
         })
@@ -114,12 +121,14 @@ impl PacketClass {
         Some(Packet::icmp_error(ends, icmp, &original))
     }
 
+    /// A fragment of 32 bytes and more. The later one is the worst there is: its data, and in IPv6 its flow label, look
+    /// like the ports of a first packet to `port`, which is where the kernel's quick loads look for them.
     fn fragment(&self, ends: Ends, protocol: Protocol, first: bool) -> Option<Packet> {
-        let (packet, at) = match protocol {
-            Protocol::Tcp => (Packet::tcp(ends, self.client_port, self.port, flag::SYN), 16),
-            Protocol::Udp => (Packet::udp(ends, self.client_port, self.port, &[0; 64]), 32),
-        };
-        let (head, tail) = packet.fragments(at)?;
+        let opening = datagram(ends, protocol, self.client_port, self.port, flag::SYN);
+        let header = opening.in_stack()?.transport(0, 8)?.to_vec();
+        let body = [&header[..], &[0; 24], &header, &[0; 24]].concat();
+        let (head, tail) = Packet::ip(ends, protocol.number(), body).fragments(32)?;
+        let tail = tail.with_flow_label(self.port).unwrap_or(tail);
         Some(if first { head } else { tail })
     }
 

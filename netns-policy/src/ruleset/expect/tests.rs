@@ -128,10 +128,14 @@ fn without(table: &mut Table, chain: &str, number: usize) {
     table.chains.get_mut(chain).unwrap().rules.remove(number);
 }
 
+fn later_fragments_pass(world: &mut World, number: usize) {
+    drop(panel(world).chains.get_mut("panel").unwrap().rules[number].0.remove(2));
+}
+
 /// One damage, and its name.
 type Damage = (&'static str, fn(&mut World));
 
-const DAMAGES: [Damage; 14] = [
+const DAMAGES: [Damage; 16] = [
     ("a panel that accepts the opposite direction", |world| {
         let sets = &mut panel(world).sets;
         let reply = sets["rp4"].elements.clone();
@@ -161,6 +165,8 @@ const DAMAGES: [Damage; 14] = [
         panel(world).sets.get_mut("errors4").unwrap().elements.insert(five.clone(), None);
         lock(world, "a").sets.get_mut("errors4").unwrap().elements.insert(five, None);
     }),
+    ("later IPv4 fragments pass", |world| later_fragments_pass(world, 2)),
+    ("later IPv6 fragments pass", |world| later_fragments_pass(world, 3)),
     ("echo is refused", |world| panel(world).sets.get_mut("ic6").unwrap().elements.clear()),
     ("an edge leads to the wrong wire", |world| {
         let elements = &mut panel(world).sets.get_mut("fw4").unwrap().elements;
