@@ -133,7 +133,7 @@ impl<'a> View<'a> {
     /// IPv6 in the flow label, because the offset of the transport header stays 0. Rules have to drop fragments by
     /// themselves.
     pub fn transport(&self, offset: usize, len: usize) -> Option<&'a [u8]> {
-        let fast = matches!(len, 1 | 2 | 4) && offset % len == 0;
+        let fast = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
         let transport = self.transport.filter(|transport| fast || !transport.beheaded)?;
         slice(self.network, transport.offset.checked_add(offset)?, len)
     }
