@@ -268,7 +268,6 @@ impl Steps<'_> {
         let needed = |path: &str| self.desired.sysctls.iter().any(|(wanted, _)| wanted == path);
         // The last that was set is the first to be set back: forwarding before the router advertisements.
         let before = self.observed.host.before.iter().filter(|(path, _)| !needed(path)).rev();
-        let before = before.filter(|(path, _)| self.observed.host.sysctls.contains_key(*path));
         let steps = before.map(|(path, value)| Step::RestoreSysctl { path: path.clone(), value: value.clone() });
         self.steps.extend(steps.collect::<Vec<_>>());
     }

@@ -52,12 +52,19 @@ pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
         Step::RaiseWires(indexes) => in_fabric(linux, indexes, |rtnl, indexes| rtnl.set_up(indexes)),
         Step::Rules { at, delta, generation, cuts } => rules(linux, at, delta, *generation, cuts),
         Step::SetHostRoute(route) => set_host_route(linux, route),
-        Step::SetSysctl { path, value } | Step::RestoreSysctl { path, value } => {
-            Sysctl::at(path).write(value).map_err(|e| file_error("set", Path::new(path))(e.into()))
-        }
+        Step::SetSysctl { path, value } => set_sysctl(path, value),
+        Step::RestoreSysctl { path, value } => match set_sysctl(path, value) {
+            // The link it belonged to is gone, and the setting with it.
+            Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        },
         Step::Settle(indexes) => settle(linux, indexes),
         Step::WriteFiles { service, files } => write_files(linux, &format!("{}-{service}", linux.network), files),
     }
+}
+
+fn set_sysctl(path: &str, value: &str) -> Result<(), KernelError> {
+    Sysctl::at(path).write(value).map_err(|e| file_error("set", Path::new(path))(e.into()))
 }
 
 type Knobs = Vec<(Sysctl, &'static str)>;
@@ -129,7 +136,7 @@ fn create_wires(linux: &Linux, wires: &[Wire]) -> Result<(), KernelError> {
         let outer = fabric.try_clone().map_err(file_error("hold", &linux.netns_directory))?;
         match &wire.netns {
             Some(netns) => create_wire(linux, netns, wire, outer)?,
-            None => create_host_wire(wire, outer)?,
+            None => create_host_wire(wire, &outer)?,
         }
         labels.extend(pair(wire, wire.index).label());
     }
@@ -156,16 +163,36 @@ fn route(link: u32, wanted: &DesiredRoute) -> Route {
     Route { source: wanted.source, mtu: wanted.mtu, ..Route::by(link, wanted.to, PROTOCOL) }
 }
 
-/// The host chooses the index of its own end: others make links there too.
-fn create_host_wire(wire: &Wire, outer: Netns) -> Result<(), KernelError> {
-    let pair = pair(wire, 0);
+fn create_host_wire(wire: &Wire, outer: &Netns) -> Result<(), KernelError> {
     let mut rtnl = Rtnl::open()?;
-    rtnl.pipeline(vec![pair.create(outer)])?;
-    let index = index_of(&mut rtnl, &pair.inner)?;
+    let index = create_on_host(&mut rtnl, |index| pair(wire, index), outer)?;
+    let pair = pair(wire, index);
     let mut requests = vec![set_alias(index, &wire.alias), super::wire::no_link_local(index, &pair.inner)];
     requests.push(link::set_up(index));
     requests.extend(addresses(index, &wire.addresses).iter().map(Address::add));
     Ok(rtnl.pipeline(requests)?)
+}
+
+/// Makes a pair with an end on the host, where others make links too, and says which index that end got.
+///
+/// The kernel heeds the wanted index of the far end only if the near one asks for an index as well (`veth_newlink`), so
+/// a free one is asked for, and another when somebody was quicker.
+fn create_on_host(
+    rtnl: &mut Rtnl,
+    pair: impl Fn(u32) -> WirePair,
+    far: &Netns,
+) -> Result<u32, KernelError> {
+    let mut tries = 0;
+    loop {
+        let free = rtnl.links()?.iter().map(|link| link.index).max().unwrap_or(0) + 1;
+        let far = far.try_clone().map_err(file_error("hold", Path::new("a namespace")))?;
+        tries += 1;
+        match rtnl.pipeline(vec![pair(free).create(far)]) {
+            Ok(()) => return Ok(free),
+            Err(e) if tries < 8 && matches!(e.errno(), Some(Errno::EBUSY)) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, KernelError> {
@@ -200,9 +227,9 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
         rtnl.delete_links(&old)
     };
     in_netns(&gateway, netns, stale)?;
-    let pair = WirePair {
+    let pair = |inner_index| WirePair {
         inner: leg.host_link.to_string(),
-        inner_index: 0,
+        inner_index,
         outer: LEG.to_owned(),
         outer_index: LEG_INDEX,
         altname: None,
@@ -212,9 +239,8 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
         group: GROUP,
     };
     let mut rtnl = Rtnl::open()?;
-    let inside = gateway.try_clone().map_err(file_error("hold", &linux.pin(netns)))?;
-    rtnl.pipeline(vec![pair.create(inside)])?;
-    let index = index_of(&mut rtnl, &pair.inner)?;
+    let index = create_on_host(&mut rtnl, pair, &gateway)?;
+    let pair = pair(index);
     let there = leg.gateway.iter().map(|address| Route::by(index, address.into(), PROTOCOL));
     let mut requests = vec![set_alias(index, &leg.alias), super::wire::no_link_local(index, &pair.inner)];
     requests.push(link::set_up(index));
@@ -370,7 +396,6 @@ fn write_files(linux: &Linux, netns: &str, files: &Files) -> Result<(), KernelEr
     let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&directory);
     made.map_err(file_error("make", &directory))?;
     let all = [
-        ("network", linux.network.as_str()),
         ("hosts", files.hosts.as_str()),
         ("resolv.conf", files.resolv_conf.as_str()),
         ("nsswitch.conf", files.nsswitch_conf.as_str()),
@@ -403,7 +428,11 @@ fn delete_files(linux: &Linux, netns: &str) -> Result<(), KernelError> {
     }
     match fs::remove_dir_all(&directory) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &directory)(e)),
-        _ => Ok(()),
+        _ => {
+            // The network's own directory goes with its last service.
+            directory.parent().map(fs::remove_dir);
+            Ok(())
+        }
     }
 }
 

@@ -117,7 +117,7 @@ impl Linux {
 
     /// The directory with the files of one namespace.
     pub fn files(&self, netns: &str) -> PathBuf {
-        self.run_directory.join(netns)
+        self.run_directory.join(self.network.as_str()).join(netns)
     }
 
     /// Opens one of our namespaces.

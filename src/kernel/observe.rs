@@ -136,17 +136,13 @@ fn host_route(linux: &Linux, rtnl: &mut Rtnl) -> Result<Option<HostRoute>, Netli
 }
 
 fn files(linux: &Linux) -> Result<BTreeMap<netns_policy::name::ServiceName, Files>, KernelError> {
-    let directory = &linux.run_directory;
-    let names = netns::pinned(directory).map_err(super::file_error("read", directory))?;
+    let directory = linux.run_directory.join(linux.network.as_str());
+    let names = netns::pinned(&directory).map_err(super::file_error("read", &directory))?;
     let prefix = format!("{}-", linux.network);
     let mut files = BTreeMap::new();
     for name in names {
         let Some(service) = name.strip_prefix(&prefix).and_then(|service| service.parse().ok()) else { continue };
         let read = |file: &str| std::fs::read_to_string(linux.files(&name).join(file)).unwrap_or_default();
-        // Of another network whose name begins with ours: its directory says so.
-        if std::fs::read_to_string(linux.files(&name).join("network")).unwrap_or_default() != linux.network.as_str() {
-            continue;
-        }
         let seen =
             Files { hosts: read("hosts"), resolv_conf: read("resolv.conf"), nsswitch_conf: read("nsswitch.conf") };
         files.insert(service, seen);

@@ -11,7 +11,9 @@
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
 pub mod compile;
+pub mod decide;
 pub mod delta;
+pub mod expect;
 
 use std::collections::BTreeMap;
 
@@ -122,6 +124,11 @@ pub enum Expr {
     },
     /// Loads 1 when the packet has an IPv6 routing header (next header 43), else 0 (`exthdr rt exists`).
     RoutingHeaderExists {
+        /// Where to.
+        dreg: Reg,
+    },
+    /// Loads 1 when the packet has an IPv6 fragment header (next header 44), else 0 (`exthdr frag exists`).
+    FragmentHeaderExists {
         /// Where to.
         dreg: Reg,
     },

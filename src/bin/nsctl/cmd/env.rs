@@ -26,7 +26,7 @@ pub fn env(args: &Args, nsctl: &Orchestrator, name: &str) -> Result<ExitCode, Er
     }
     let netns = Place::Service(service.name.clone()).netns(&graph.network().name).unwrap_or_default();
     let pin = nsctl.options().netns.join(&netns);
-    let files = nsctl.options().run.join(&netns);
+    let files = nsctl.options().run.join(graph.network().name.as_str()).join(&netns);
     let unit = [
         format!("NetworkNamespacePath={}", pin.display()),
         format!("BindReadOnlyPaths={}:/etc/hosts", files.join("hosts").display()),
