@@ -87,7 +87,7 @@ fn named_links(rtnl: &mut Rtnl, links: Vec<super::link::Link>) -> Result<BTreeMa
     let named = links.into_iter().map(|link| {
         let own = addresses.iter().filter(|address| address.link == link.index).map(|address| address.address.ip());
         let by = routes.iter().filter(|route| route.link == Some(link.index) && route.protocol == PROTOCOL);
-        let by = by.filter(|route| route.gateway.is_none());
+        let by = by.filter(|route| route.gateway.is_none() && route.table == super::route::MAIN_TABLE);
         let known = Link {
             index: link.index,
             peer: link.peer,
