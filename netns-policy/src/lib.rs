@@ -4,6 +4,7 @@
 //! crate can be tested, proved and replayed without a kernel.
 
 pub mod diagnostic;
+pub mod explain;
 pub mod exposure;
 pub mod graph;
 mod lint;
