@@ -240,7 +240,7 @@ impl Question<'_> {
             }
             Goal::Inside(target) => match &self.start {
                 Start::Inside(origin) => self.inside(origin, target),
-                _ => self.from_outside(target),
+                _ => self.through_exposure(target),
             },
             Goal::Lan | Goal::Metadata | Goal::Wan => self.outside(),
         }
@@ -262,7 +262,7 @@ impl Question<'_> {
         self.ports.is_none_or(covers)
     }
 
-    fn from_outside(&self, target: &Target) -> Answer {
+    fn through_exposure(&self, target: &Target) -> Answer {
         let exposed = self
             .exposures()
             .find(|exposure| *target == Target::Service(exposure.service.clone()) && self.is_asked(exposure.ports));
@@ -318,7 +318,7 @@ impl Question<'_> {
 
     fn may_reach(&self) -> Vec<Reach> {
         let Start::Inside(origin) = &self.start else {
-            return self.exposures().map(|exposure| target_reach(exposure)).collect();
+            return self.exposures().map(target_reach).collect();
         };
         let edges = self.graph.edges_from(origin).iter().map(|edge| {
             let text = edge.to_string();

@@ -78,7 +78,7 @@ fn of_toml_and_json() {
 #[test]
 fn of_form() {
     insta::assert_snapshot!(raw(&[
-        ("empty file", &["E0111", "E0115"], Source::toml("policy.toml", "# nothing\n")),
+        ("empty file", &["E0111", "E0116"], Source::toml("policy.toml", "# nothing\n")),
         ("newer schema", &["E0112"], Source::toml("policy.toml", "schema = 2\nnetwork.name = \"n\"\n")),
         ("no such schema", &["E0112"], Source::toml("policy.toml", "schema = 0\nnetwork.name = \"n\"\n")),
         ("schema as a string", &["E0110"], Source::toml("policy.toml", "schema = \"1\"\nnetwork.name = \"n\"\n")),
@@ -88,7 +88,7 @@ fn of_form() {
             &["E0110"],
             Source::json("policy.json", r#"{"schema": 1.0, "network": {"name": "n"}}"#)
         ),
-        ("no name for the network", &["E0115"], Source::toml("policy.toml", "schema = 1\n")),
+        ("no name for the network", &["E0116"], Source::toml("policy.toml", "schema = 1\n")),
         (
             "a list where a table belongs",
             &["E0110"],
@@ -294,6 +294,7 @@ fn of_exposures() {
         ("unknown port", "E0204", "[service.web.expose.onion]\nports = { \"80\" = \"htp\" }\n"),
         ("port outside that is none", "E0206", "[service.web.expose.port]\nports = { \"0\" = \"http\" }\n"),
         ("UDP on an onion", "E0607", "[service.web.expose.onion]\nports = { \"53\" = \"dns\" }\n"),
+        ("UDP to a domain", "E0607", "[service.web.expose.clearnet]\ndomain = \"a.example.com\"\nport = \"dns\"\n"),
         ("range behind one port", "E0612", "[service.web.expose.port]\nports = { \"90\" = \"many\" }\n"),
         ("wildcard with http-01", "E0603", "[service.web.expose.clearnet]\ndomain = \"*.example.com\"\nport = \"http\"\nchallenge = \"http-01\"\n"),
         ("unknown challenge", "E0110", "[service.web.expose.clearnet]\ndomain = \"a.example.com\"\nport = \"http\"\nchallenge = \"http01\"\n"),

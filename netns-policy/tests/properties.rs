@@ -3,42 +3,65 @@
 use netns_policy::graph::AllowGraph;
 use netns_policy::{Checked, PolicyErrors, Source};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use serde_json::{Map, Value, json};
 
 const NAMES: [&str; 6] = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot"];
 const PORTS: [(&str, &str); 4] = [("p", "tcp:80"), ("q", "tcp:81"), ("u", "udp:80"), ("r", "tcp:90-99")];
 
-/// One service; some of what is drawn is wrong, so that errors are compared as well.
-fn service(index: usize) -> impl Strategy<Value = Value> {
-    let target = prop::sample::select(vec!["alpha", "bravo", "charlie", "delta", "@web", "@db", "golf"]);
-    let port = prop::sample::select(vec!["p", "q", "u", "tcp:80", "tcp:p", "udp:53-54", "w"]);
-    let connect = prop::collection::btree_map(target, prop::collection::vec(port, 0..3), 0..3);
-    let tags = prop::sample::subsequence(vec!["web", "db"], 0..=2);
+/// One service. In a `wild` one some of what is drawn is wrong, so that mistakes are compared as well.
+fn service(index: usize, wild: bool) -> impl Strategy<Value = Value> {
+    let mut targets = vec!["@web", "@db"];
+    targets.extend(NAMES.iter().enumerate().filter(|(other, _)| wild || *other != index).map(|(_, name)| *name));
+    let mut ports = vec!["p", "q", "u", "tcp:80", "tcp:p", "udp:53-54"];
+    if wild {
+        targets.push("golf");
+        ports.push("w");
+    }
+    let connect = prop::collection::vec(prop::sample::select(ports), 0..3);
+    let connect = prop::collection::btree_map(prop::sample::select(targets), connect, 0..4);
+    let tags = prop::sample::subsequence(vec!["web", "db"], if wild || index > 0 { 0 } else { 2 }..=2);
     let outbound = prop::sample::select(vec![
         json!("none"),
         json!(["lan", "direct"]),
         json!({"direct": ["tcp:443"], "lan": ["192.168.1.20/32 tcp:5000", "udp:53"]}),
         json!("tor"),
     ]);
-    (connect, tags, outbound, any::<bool>(), prop::sample::subsequence(PORTS.to_vec(), 1..=4)).prop_map(
+    let ports = prop::sample::subsequence(PORTS.to_vec(), if wild { 1 } else { 4 }..=4);
+    (connect, tags, outbound, prop::bool::weighted(0.8), ports).prop_map(
         move |(connect, tags, outbound, enabled, ports)| {
             let ports: Map<String, Value> = ports.into_iter().map(|(name, port)| (name.into(), json!(port))).collect();
-            let expose = if index % 2 == 0 { json!({"onion": {"ports": {"80": "p"}}}) } else { json!({}) };
+            let expose = if index.is_multiple_of(2) { json!({"onion": {"ports": {"80": "p"}}}) } else { json!({}) };
             json!({"connect": connect, "tags": tags, "outbound": outbound, "enabled": enabled, "ports": ports, "expose": expose})
         },
     )
 }
 
-/// A policy, as one value.
-fn policy() -> impl Strategy<Value = Value> {
-    let services = (0..NAMES.len()).map(service).collect::<Vec<_>>();
-    (services, any::<bool>()).prop_map(|(services, with_tor)| {
+fn policy_of(wild: bool) -> impl Strategy<Value = Value> {
+    let services = (0..NAMES.len()).map(|index| service(index, wild)).collect::<Vec<_>>();
+    (services, any::<bool>()).prop_map(move |(services, with_tor)| {
         let mut services: Map<String, Value> = NAMES.iter().map(|n| (*n).to_owned()).zip(services).collect();
-        if with_tor {
+        if with_tor || !wild {
             services.insert("tor".into(), json!({"role": "tor", "outbound": "direct", "ports": {"socks": "tcp:9050"}}));
         }
         json!({"schema": 1, "network": {"name": "node", "lan": ["192.168.1.0/24"]}, "service": services})
     })
+}
+
+/// A policy, as one value; about half of them hold.
+fn policy() -> impl Strategy<Value = Value> {
+    prop_oneof![policy_of(true), policy_of(false)]
+}
+
+#[test]
+fn policies_that_should_hold_do() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for _ in 0..100 {
+        let policy = policy_of(false).new_tree(&mut runner).expect("it can be drawn").current();
+        if let Err(errors) = AllowGraph::parse(&[Source::json("policy", policy.to_string())]) {
+            panic!("{:#}", errors.0[0]);
+        }
+    }
 }
 
 /// The policy with every service in a file of its own.

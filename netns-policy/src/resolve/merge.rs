@@ -32,7 +32,7 @@ impl Policy {
         }
         if !policy.network.is_named {
             let help = "write `[network]` with `name = \"node\"` in one of the files";
-            out.add(Draft::new("E0115", At::top(0), "the network has no name").help(help));
+            out.add(Draft::new("E0116", At::top(0), "the network has no name").help(help));
         }
         policy.unique(out);
         policy.limit(out);

@@ -195,8 +195,8 @@ pub(crate) fn bad_port(at: At, text: &str, error: &InvalidPort) -> Draft {
     Draft::new(code, at, format!("\"{shown}\" is not a port: {error}")).help(help)
 }
 
-/// Words that are targets or lists of the language besides those that no name may be.
-const WORDS: [&str; 7] = ["any", "internet", "none", "peer", "peers", "self", "ip6"];
+/// Words of `[[never]]` and `[[test]]` besides those that no name may be.
+const WORDS: [&str; 2] = ["ip6", "peers"];
 
 /// A name, or the finding that says why it is none. `what` is what it would name.
 pub(crate) fn name<T: FromStr<Err = InvalidName>>(text: &str, at: At, what: &str, out: &mut Findings) -> Option<T> {

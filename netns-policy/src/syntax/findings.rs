@@ -105,7 +105,7 @@ impl Findings {
     // A hostile file must not cost more memory or time than a good one of its size.
     const MOST: usize = 1_000;
     // What a source that could not be read may explain.
-    const EXCUSED: [&str; 6] = ["E0115", "E0201", "E0204", "E0209", "E0403", "E0801"];
+    const EXCUSED: [&str; 5] = ["E0116", "E0201", "E0204", "E0209", "E0801"];
 
     pub(crate) fn add(&mut self, draft: Draft) {
         if self.unread && Self::EXCUSED.contains(&draft.code) {
