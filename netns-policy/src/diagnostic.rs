@@ -22,6 +22,17 @@ pub enum Format {
     Toml,
 }
 
+impl Format {
+    /// The format of a file with this extension, if a policy can be in it.
+    pub fn of_extension(extension: &str) -> Option<Self> {
+        match extension {
+            "json" => Some(Self::Json),
+            "toml" => Some(Self::Toml),
+            _ => None,
+        }
+    }
+}
+
 /// One file of a policy.
 #[derive(Clone, Debug)]
 pub struct Source {

@@ -12,6 +12,7 @@ pub mod changes;
 pub mod cut;
 pub mod desired;
 pub mod diagnostic;
+pub mod explain;
 pub mod exposure;
 pub mod graph;
 mod lint;
