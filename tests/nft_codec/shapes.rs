@@ -110,7 +110,7 @@ impl Build {
         self.pair(v6).meta(MetaKey::L4proto, at).load(Base::Transport, port, 2, at + 1)
     }
     /// `addr . l4proto . dport`, addr from or to.
-    fn lock_flow(self, v6: bool, from: bool) -> Self {
+    pub fn lock_flow(self, v6: bool, from: bool) -> Self {
         let at = if v6 { 4 } else { 1 };
         let addr = if from { self.saddr(v6) } else { self.daddr(v6) };
         addr.meta(MetaKey::L4proto, at).load(Base::Transport, 2, 2, at + 1)

@@ -11,6 +11,7 @@
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
 pub mod delta;
+mod display;
 
 use std::collections::BTreeMap;
 

@@ -22,7 +22,7 @@ mod socket;
 use std::collections::BTreeMap;
 use std::io;
 
-use netns_policy::ruleset::delta::{Delta, Op};
+use netns_policy::ruleset::delta::Delta;
 use netns_policy::ruleset::{Count, Counters, Family, Key, Ruleset};
 
 use self::batch::Batch;
@@ -138,7 +138,7 @@ impl NftSocket {
 /// What the kernel's complaints about a transaction come to.
 fn refusal(delta: &Delta, batch: &Batch, failures: &[Failure]) -> Result<(), NftError> {
     let Some(first) = failures.first() else { return Ok(()) };
-    let named = |failure: &Failure| batch.op_of(failure.sequence).map(|index| operation(&delta.ops[index]));
+    let named = |failure: &Failure| batch.op_of(failure.sequence).map(|index| delta.ops[index].to_string());
     let Some(operation) = named(first) else {
         return Err(match first.errno {
             nix::libc::ERESTART => NftError::GenerationChanged,
@@ -149,9 +149,4 @@ fn refusal(delta: &Delta, batch: &Batch, failures: &[Failure]) -> Result<(), Nft
     more.dedup();
     let source = io::Error::from_raw_os_error(first.errno);
     Err(NftError::Refused { operation, errno: first.errno, more, source })
-}
-
-/// An operation in the words of nft(8); of many elements, how many.
-fn operation(op: &Op) -> String {
-    format!("{op:?}")
 }
