@@ -148,12 +148,14 @@ pub(super) fn duration(seconds: u32) -> String {
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect()
 }
 
-const PROTOCOL: [(u32, &str); 11] = [
+const PROTOCOL: [(u32, &str); 13] = [
     (1, "icmp"),
     (2, "igmp"),
     (6, "tcp"),
     (17, "udp"),
     (33, "dccp"),
+    (43, "ipv6-route"),
+    (44, "ipv6-frag"),
     (47, "gre"),
     (50, "esp"),
     (51, "ah"),
