@@ -215,14 +215,8 @@ proptest! {
 #[test]
 fn taking_from_an_inverted_set_is_no_narrowing() {
     let with = |elements: BTreeMap<_, _>| {
-        let set = Set {
-            key: vec![Field::Ipv4Addr],
-            data: None,
-            interval: false,
-            dynamic: None,
-            counter: false,
-            elements,
-        };
+        let set =
+            Set { key: vec![Field::Ipv4Addr], data: None, interval: false, dynamic: None, counter: false, elements };
         let lookup = Expr::Lookup { set: "private".into(), sreg: Reg(0), dreg: None, invert: true };
         let chain = Chain { hook: None, rules: vec![Rule(vec![lookup])] };
         let table = Table {

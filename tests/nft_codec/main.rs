@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use netns_policy::ruleset::delta::{Delta, Op};
-use netns_policy::ruleset::{Family, Ruleset, Set, Table};
+use netns_policy::ruleset::{Count, Dynamic, Family, Field, Key, Ruleset, Set, Table};
 use nix::sched::{CloneFlags, unshare};
 use nsctl::kernel::nft::{NftError, NftSocket};
 
-use shapes::{build, everything, flow4, map};
+use shapes::{build, everything, exact, flow4, map};
 
 const LINKS: [&str; 3] = ["s_a", "s_b", "s_c"];
 
@@ -110,11 +110,16 @@ fn one_more_element_is_one_operation() {
         fw4.elements.insert(flow4(links[1].1, 2, 3, 6, 22), Some(links[2].1.to_ne_bytes().to_vec()));
         let dump = nft.dump(|_, _| true).unwrap();
         let delta = Delta::between(&dump.ruleset, &desired);
-        assert_eq!(delta.to_string(), "add element netdev nsctl fw4 { 11 . 10.203.0.2 . 10.203.0.3 . tcp . 22 : 12 }\n");
+        assert_eq!(
+            delta.to_string(),
+            "add element netdev nsctl fw4 { 11 . 10.203.0.2 . 10.203.0.3 . tcp . 22 : 12 }\n"
+        );
         nft.commit(&delta, Some(dump.generation)).unwrap();
         assert_tables_equal(&nft.dump(|_, _| true).unwrap().ruleset, &desired);
-        assert!(witness("nft", &["list", "map", "netdev", "nsctl", "fw4"])
-            .contains("\"s_b\" . 10.203.0.2 . 10.203.0.3 . tcp . 22 counter packets 0 bytes 0 : \"s_c\""));
+        assert!(
+            witness("nft", &["list", "map", "netdev", "nsctl", "fw4"])
+                .contains("\"s_b\" . 10.203.0.2 . 10.203.0.3 . tcp . 22 counter packets 0 bytes 0 : \"s_c\"")
+        );
     });
 }
 
@@ -204,7 +209,10 @@ fn what_the_kernel_refuses_is_named_and_nothing_of_it_happens() {
         let NftError::Refused { operation, errno, .. } = &refused else { panic!("{refused:?}") };
         assert_eq!(operation, "add rule netdev nsctl p4 @nh,96,32 . meta l4proto . udp dport @nowhere accept");
         assert_eq!(*errno, nix::libc::ENOENT);
-        assert_eq!(refused.to_string(), "the kernel refused `add rule netdev nsctl p4 @nh,96,32 . meta l4proto . udp dport @nowhere accept`");
+        assert_eq!(
+            refused.to_string(),
+            "the kernel refused `add rule netdev nsctl p4 @nh,96,32 . meta l4proto . udp dport @nowhere accept`"
+        );
         assert_eq!(nft.dump(|_, _| true).unwrap().tables, []);
     });
 }
@@ -223,7 +231,10 @@ fn an_element_cannot_be_re_pointed_by_adding_it() {
         let only_added = delta.filtered(|op| matches!(op, Op::AddElements(_)));
         let refused = nft.commit(&only_added, None).unwrap_err();
         let NftError::Refused { operation, errno, .. } = refused else { panic!("{refused:?}") };
-        assert_eq!(operation, "add element netdev nsctl fw4 { 10 . 10.203.0.1 . 10.203.0.2 . tcp . 80 : 12 } and 2 more");
+        assert_eq!(
+            operation,
+            "add element netdev nsctl fw4 { 10 . 10.203.0.1 . 10.203.0.2 . tcp . 80 : 12 } and 2 more"
+        );
         assert_eq!(errno, nix::libc::EEXIST);
         nft.commit(&delta, Some(dump.generation)).unwrap();
         assert_tables_equal(&nft.dump(|_, _| true).unwrap().ruleset, &desired);
@@ -276,6 +287,80 @@ fn what_nft_writes_we_read_and_print_alike() {
         theirs.retain(|line| !mine.contains(line));
         assert_eq!(ours, theirs);
         assert_eq!(mine.len(), nfts.len());
+    });
+}
+
+/// Ranges that touch, that go to the largest key, that give way to overlapping ones in the same transaction.
+#[test]
+fn ranges_can_be_exchanged_for_overlapping_ones() {
+    sandboxed(|links| {
+        let nft = NftSocket::open().unwrap();
+        let range = |from: u32, to: u32| shapes::range4(from, to);
+        let rounds = [
+            vec![range(0, 9), range(10, 19), range(30, u32::MAX)],
+            vec![range(0, 5), range(6, 29), range(30, 39), range(40, u32::MAX)],
+            vec![range(0, u32::MAX)],
+            vec![range(7, 7)],
+            vec![],
+        ];
+        let answer = Some(links[0].1.to_ne_bytes().to_vec());
+        for ranges in rounds {
+            let plain =
+                Set { interval: true, elements: shapes::members(ranges.clone()), ..shapes::set(&[Field::Ipv4Addr]) };
+            let mapped = Set {
+                elements: ranges.iter().map(|key| (key.clone(), answer.clone())).collect(),
+                interval: true,
+                ..map(&[Field::Ipv4Addr])
+            };
+            let pair = |key: &Key| Key {
+                from: [&[1, 0, 0, 0], &key.from[..]].concat(),
+                to: key.to.as_ref().map(|to| [&[1, 0, 0, 0], &to[..]].concat()),
+            };
+            let joined = Set {
+                elements: ranges.iter().map(|key| (pair(key), answer.clone())).collect(),
+                interval: true,
+                ..map(&[Field::IfaceIndex, Field::Ipv4Addr])
+            };
+            let sets = [("plain", plain), ("mapped", mapped), ("joined", joined)];
+            let table = Table { sets: sets.map(|(n, set)| (n.to_owned(), set)).into(), chains: BTreeMap::new() };
+            let desired = Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) };
+            load(&nft, &desired);
+            assert_tables_equal(&nft.dump(|_, _| true).unwrap().ruleset, &desired);
+        }
+    });
+}
+
+/// What elements of maps, and those of dynamic sets, have counted.
+#[test]
+fn counts_are_those_of_the_packets() {
+    sandboxed(|_| {
+        let nft = NftSocket::open().unwrap();
+        let to = |last| exact(&[&[127, 0, 0, last]]);
+        let known = Set { counter: true, elements: shapes::members([to(1), to(2)]), ..shapes::set(&[Field::Ipv4Addr]) };
+        let seen = Set { dynamic: Some(Dynamic { size: 9, timeout: 60 }), ..shapes::set(&[Field::Ipv4Addr]) };
+        let table = Table {
+            sets: BTreeMap::from([("known".to_owned(), known), ("seen".to_owned(), seen)]),
+            chains: BTreeMap::from([(
+                "out".to_owned(),
+                shapes::output(vec![
+                    build().nfproto(false).daddr(false).update("seen").end(),
+                    build().nfproto(false).daddr(false).ask("known", false).accept(),
+                ]),
+            )]),
+        };
+        load(&nft, &Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) });
+        let socket = std::net::UdpSocket::bind("127.0.0.3:0").unwrap();
+        for address in ["127.0.0.2:9", "127.0.0.2:9", "127.0.0.7:9"] {
+            socket.send_to(b"12345678", address).unwrap();
+        }
+        let counters = nft.dump(|_, _| true).unwrap().counters;
+        let count = |last| counters[&("t".to_owned(), "known".to_owned(), to(last))];
+        assert_eq!(count(1), Count { packets: 0, bytes: 0 });
+        assert_eq!(count(2), Count { packets: 2, bytes: 2 * 36 });
+        let seen = nft.dynamic_elements(Family::Inet, "t", "seen").unwrap();
+        assert_eq!(seen[&to(7)], Count { packets: 1, bytes: 36 });
+        assert_eq!(seen[&to(2)].packets, 2);
+        assert_eq!(nft.dynamic_elements(Family::Inet, "t", "none").unwrap_err().kind(), std::io::ErrorKind::NotFound);
     });
 }
 

@@ -46,6 +46,9 @@ impl Build {
     pub fn ask(self, set: &str, invert: bool) -> Self {
         self.with(Expr::Lookup { set: set.into(), sreg: Reg(0), dreg: None, invert })
     }
+    pub fn update(self, set: &str) -> Self {
+        self.with(Expr::Update { set: set.into(), sreg: Reg(0) })
+    }
     fn fwd(self, map: &str) -> Rule {
         self.with(Expr::Lookup { set: map.into(), sreg: Reg(0), dreg: Some(Reg(0)), invert: false })
             .with(Expr::Fwd { sreg: Reg(0) })
@@ -129,14 +132,7 @@ pub const FLOW6: [Field; 5] =
     [Field::IfaceIndex, Field::Ipv6Addr, Field::Ipv6Addr, Field::InetProto, Field::InetService];
 
 pub fn set(key: &[Field]) -> Set {
-    Set {
-        key: key.to_vec(),
-        data: None,
-        interval: false,
-        dynamic: None,
-        counter: false,
-        elements: BTreeMap::new(),
-    }
+    Set { key: key.to_vec(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() }
 }
 
 pub fn map(key: &[Field]) -> Set {
@@ -180,6 +176,15 @@ fn prefix6(text: &str, len: u32) -> Key {
     let from = u128::from(text.parse::<Ipv6Addr>().unwrap());
     let to = from | u128::MAX.checked_shr(len).unwrap_or(0);
     Key { from: from.to_be_bytes().to_vec(), to: Some(to.to_be_bytes().to_vec()) }
+}
+
+pub fn range4(from: u32, to: u32) -> Key {
+    Key { from: from.to_be_bytes().to_vec(), to: Some(to.to_be_bytes().to_vec()) }
+}
+
+/// A base chain for what this namespace sends.
+pub fn output(rules: Vec<Rule>) -> Chain {
+    Chain { hook: base(ChainKind::Filter, HookPoint::Output, None, 0, true), rules }
 }
 
 fn answers(keys: impl IntoIterator<Item = (Key, u32)>) -> BTreeMap<Key, Option<Vec<u8>>> {
@@ -238,10 +243,7 @@ fn panel4() -> Vec<Rule> {
         ip().flow(false, 2).fwd("fw4"),
         build().flags(FIN_TO_ACK, false, 2).protocol(0x0800).flow(false, 0).fwd("rp4"),
         build().l4(UDP).protocol(0x0800).flow(false, 0).fwd("rp4"),
-        ip().l4(ICMP)
-            .pair(false)
-            .load(Base::Transport, 0, 1, 3)
-            .fwd("ic4"),
+        ip().l4(ICMP).pair(false).load(Base::Transport, 0, 1, 3).fwd("ic4"),
         embedded(
             ip().iif_saddr(false)
                 .ask("src4", false)
@@ -255,7 +257,7 @@ fn panel4() -> Vec<Rule> {
         ip().daddr(false).ask("priv4", true).iif_saddr(false).fwd("gw4"),
         ip().saddr(false).ask("priv4", true).iif_daddr(false).fwd("gr4"),
         ip().iif_saddr(false).ask("src4", true).counter().drop(),
-        ip().flow(false, 2).with(Expr::Update { set: "den4".into(), sreg: Reg(0) }).end(),
+        ip().flow(false, 2).update("den4").end(),
         build()
             .with(Expr::Limit { per_second: 50, burst: 5, over: false })
             .with(Expr::Log { group: 5, prefix: "panel-deny ".into(), snaplen: 0 })
@@ -294,7 +296,7 @@ fn panel6() -> Vec<Rule> {
         ip().daddr(true).ask("priv6", true).iif_saddr(true).fwd("gw6"),
         ip().saddr(true).ask("priv6", true).iif_daddr(true).fwd("gr6"),
         ip().iif_saddr(true).ask("src6", true).counter().drop(),
-        ip().flow(true, 2).with(Expr::Update { set: "den6".into(), sreg: Reg(0) }).end(),
+        ip().flow(true, 2).update("den6").end(),
         build()
             .with(Expr::Limit { per_second: 5, burst: 10, over: true })
             .with(Expr::Log { group: 5, prefix: "panel-deny6 ".into(), snaplen: 100 })
@@ -369,11 +371,14 @@ pub fn lock() -> Table {
         ("out6", Set { elements: members(to6), ..set(&of(true)) }),
         ("errors4", types(Field::IcmpType, &[3, 11])),
         ("errors6", types(Field::Icmpv6Type, &[1, 2, 3])),
-        ("private4", Set {
-            interval: true,
-            elements: members([prefix4("10.0.0.0", 8), prefix4("224.0.0.0", 3)]),
-            ..set(&[Field::Ipv4Addr])
-        }),
+        (
+            "private4",
+            Set {
+                interval: true,
+                elements: members([prefix4("10.0.0.0", 8), prefix4("224.0.0.0", 3)]),
+                ..set(&[Field::Ipv4Addr])
+            },
+        ),
     ];
     let filter = |point, rules| Chain { hook: base(ChainKind::Filter, point, None, 0, false), rules };
     let chains = [
@@ -470,10 +475,7 @@ pub fn uplink() -> Table {
     let chains = [
         ("pre", nat(HookPoint::Prerouting, -100, prerouting)),
         ("post", nat(HookPoint::Postrouting, 100, postrouting)),
-        (
-            "forward",
-            Chain { hook: base(ChainKind::Filter, HookPoint::Forward, None, -5, true), rules: forward },
-        ),
+        ("forward", Chain { hook: base(ChainKind::Filter, HookPoint::Forward, None, -5, true), rules: forward }),
         ("more", Chain { hook: None, rules: more }),
     ];
     let busy = Set { dynamic: Some(Dynamic { size: 1000, timeout: 0 }), ..set(&[Field::Ipv4Addr]) };

@@ -51,13 +51,8 @@ impl Batch {
     }
 
     fn bracket(&mut self, kind: u16, generation: Option<u32>) {
-        let header = Header {
-            kind,
-            flags: nlm::F_REQUEST,
-            sequence: self.take(),
-            family: family::UNSPEC,
-            resource: SUBSYSTEM,
-        };
+        let header =
+            Header { kind, flags: nlm::F_REQUEST, sequence: self.take(), family: family::UNSPEC, resource: SUBSYSTEM };
         self.writer.message(&header, |w| generation.iter().for_each(|id| w.put_u32(BATCH_GENID, *id)));
     }
 

@@ -16,11 +16,17 @@ use super::socket::Link;
 /// The number of the current generation.
 pub(super) fn generation(link: &Link) -> io::Result<u32> {
     let mut generation = None;
-    link.ask(msg::GETGEN, 0, family::UNSPEC, |_| (), |answer| {
-        if answer.kind == msg::NEWGEN {
-            generation = answer.attributes.u32(GEN_ID);
-        }
-    })?;
+    link.ask(
+        msg::GETGEN,
+        0,
+        family::UNSPEC,
+        |_| (),
+        |answer| {
+            if answer.kind == msg::NEWGEN {
+                generation = answer.attributes.u32(GEN_ID);
+            }
+        },
+    )?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
@@ -40,13 +46,19 @@ pub(super) fn consistent(link: &Link, ours: impl Fn(Family, &str) -> bool) -> io
 /// Asks for it all; `false` when an answer was not of one moment.
 fn fill(link: &Link, ours: impl Fn(Family, &str) -> bool, dump: &mut Dump) -> io::Result<bool> {
     let mut wanted = Vec::new();
-    let mut whole = link.ask(msg::GETTABLE, nlm::F_DUMP, family::UNSPEC, |_| (), |answer| {
-        let name = answer.attributes.str(table::NAME).unwrap_or_default();
-        if let Some(of) = known_family(answer.family).filter(|of| ours(*of, &name)) {
-            wanted.push((of, name.clone()));
-        }
-        dump.tables.push((family_name(answer.family), name));
-    })?;
+    let mut whole = link.ask(
+        msg::GETTABLE,
+        nlm::F_DUMP,
+        family::UNSPEC,
+        |_| (),
+        |answer| {
+            let name = answer.attributes.str(table::NAME).unwrap_or_default();
+            if let Some(of) = known_family(answer.family).filter(|of| ours(*of, &name)) {
+                wanted.push((of, name.clone()));
+            }
+            dump.tables.push((family_name(answer.family), name));
+        },
+    )?;
     for (of, name) in wanted {
         let mut read = Table::default();
         whole &= read_chains(link, of, &name, &mut read)?;
@@ -81,7 +93,8 @@ pub(super) fn dynamic_elements(
     table: &str,
     set: &str,
 ) -> io::Result<Option<BTreeMap<Key, Count>>> {
-    let shape = Set { key: Vec::new(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() };
+    let shape =
+        Set { key: Vec::new(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() };
     let (elements, whole) = read_elements(link, of, table, set, &shape)?;
     let counted = elements.into_iter().map(|(key, _, count)| (key, count.unwrap_or_default())).collect();
     Ok(whole.then_some(counted))
@@ -89,12 +102,18 @@ pub(super) fn dynamic_elements(
 
 fn read_chains(link: &Link, of: Family, table: &str, into: &mut Table) -> io::Result<bool> {
     // This dump knows no filter by table.
-    link.ask(msg::GETCHAIN, nlm::F_DUMP, family_number(of), |_| (), |answer| {
-        let a = answer.attributes;
-        if a.str(chain::TABLE).as_deref() == Some(table) {
-            into.chains.insert(a.str(chain::NAME).unwrap_or_default(), read_chain(of, a));
-        }
-    })
+    link.ask(
+        msg::GETCHAIN,
+        nlm::F_DUMP,
+        family_number(of),
+        |_| (),
+        |answer| {
+            let a = answer.attributes;
+            if a.str(chain::TABLE).as_deref() == Some(table) {
+                into.chains.insert(a.str(chain::NAME).unwrap_or_default(), read_chain(of, a));
+            }
+        },
+    )
 }
 
 /// A chain without its rules. A hook that the model has no words for stands as a rule that nobody desires.

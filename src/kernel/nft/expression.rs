@@ -265,9 +265,7 @@ fn read(name: &str, a: Attributes<'_>) -> Option<Expr> {
         "fwd" if a.get(fwd::SREG_ADDR).is_none() => Some(Expr::Fwd { sreg: read_reg(a, fwd::SREG_DEV)? }),
         "immediate" => match a.u32(immediate::DREG)? {
             0 => read_verdict(a.nested(immediate::DATA).nested(data::VERDICT)).map(Expr::Verdict),
-            _ => {
-                Some(Expr::Immediate { dreg: read_reg(a, immediate::DREG)?, data: read_value(a, immediate::DATA)? })
-            }
+            _ => Some(Expr::Immediate { dreg: read_reg(a, immediate::DREG)?, data: read_value(a, immediate::DATA)? }),
         },
         "reject" => read_reject(a).map(Expr::Reject),
         "log" => read_log(a),

@@ -24,6 +24,7 @@ use std::io;
 
 use netns_policy::ruleset::delta::Delta;
 use netns_policy::ruleset::{Count, Counters, Family, Key, Ruleset};
+use nix::libc;
 
 use self::batch::Batch;
 use self::socket::{Failure, Link};
@@ -139,11 +140,12 @@ impl NftSocket {
 fn refusal(delta: &Delta, batch: &Batch, failures: &[Failure]) -> Result<(), NftError> {
     let Some(first) = failures.first() else { return Ok(()) };
     let named = |failure: &Failure| batch.op_of(failure.sequence).map(|index| delta.ops[index].to_string());
-    let Some(operation) = named(first) else {
-        return Err(match first.errno {
-            nix::libc::ERESTART => NftError::GenerationChanged,
-            errno => NftError::Io(io::Error::from_raw_os_error(errno)),
-        });
+    let operation = match (named(first), first.errno) {
+        (Some(operation), _) => operation,
+        (None, libc::ERESTART) => return Err(NftError::GenerationChanged),
+        (None, libc::EPERM) => return Err(NftError::Io(io::Error::from_raw_os_error(first.errno))),
+        // Found when all operations were taken: a loop of chains, say.
+        (None, _) => "the transaction as a whole".to_owned(),
     };
     let mut more: Vec<String> = failures[1..].iter().filter_map(named).filter(|other| *other != operation).collect();
     more.dedup();

@@ -15,9 +15,10 @@ use value::Links;
 impl Ruleset {
     /// What `nft list ruleset` prints where interfaces have these names.
     pub fn display(&self, links: &BTreeMap<u32, String>) -> String {
-        let tables = self.tables.iter().map(|((family, name), table)| {
-            format!("table {family} {name} {{\n{}}}\n", table_body(table, links))
-        });
+        let tables = self
+            .tables
+            .iter()
+            .map(|((family, name), table)| format!("table {family} {name} {{\n{}}}\n", table_body(table, links)));
         tables.collect()
     }
 }

@@ -356,7 +356,8 @@ impl Run<'_> {
     }
 
     fn constant(&self, kind: Kind, data: &[u8]) -> String {
-        let host = data.first_chunk().map_or_else(|| u32::from(*data.first().unwrap_or(&0)), |c| u32::from_ne_bytes(*c));
+        let host =
+            data.first_chunk().map_or_else(|| u32::from(*data.first().unwrap_or(&0)), |c| u32::from_ne_bytes(*c));
         match kind {
             Kind::Link => value::link(host, self.links),
             Kind::LinkName => value::link_name(data),

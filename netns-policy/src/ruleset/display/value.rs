@@ -139,12 +139,7 @@ pub(super) fn named(names: &[(u32, &str)], number: u32) -> String {
 
 /// `1d2h3m4s`, without the parts that are zero.
 pub(super) fn duration(seconds: u32) -> String {
-    let parts = [
-        (seconds / 86_400, 'd'),
-        (seconds / 3600 % 24, 'h'),
-        (seconds / 60 % 60, 'm'),
-        (seconds % 60, 's'),
-    ];
+    let parts = [(seconds / 86_400, 'd'), (seconds / 3600 % 24, 'h'), (seconds / 60 % 60, 'm'), (seconds % 60, 's')];
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect()
 }
 
@@ -241,12 +236,5 @@ pub(super) const TCP_FLAG: [(u32, &str); 8] =
 pub(super) const CT_STATE: [(u32, &str); 5] =
     [(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")];
 
-pub(super) const CT_STATUS: [(u32, &str); 7] = [
-    (1, "expected"),
-    (2, "seen-reply"),
-    (4, "assured"),
-    (8, "confirmed"),
-    (16, "snat"),
-    (32, "dnat"),
-    (512, "dying"),
-];
+pub(super) const CT_STATUS: [(u32, &str); 7] =
+    [(1, "expected"), (2, "seen-reply"), (4, "assured"), (8, "confirmed"), (16, "snat"), (32, "dnat"), (512, "dying")];
