@@ -6,8 +6,8 @@
 //! - [`NftSocket::commit`] is one transaction: all of the [`Delta`] happens or none of it, and with a generation only
 //!   if nobody changed the rules since.
 //! - An [`NftSocket`] belongs to the namespace of the thread that opened it, wherever it is used.
-//! - No byte is compared or left out by whim: what the model cannot say reads as [`Expr::Unknown`], or as a set with an
-//!   empty key, and so differs from everything desired.
+//! - What the model cannot say is never passed over: it reads as [`Expr::Unknown`], or as a set with an empty key, and
+//!   so differs from everything desired.
 //!
 //! [`Expr::Unknown`]: netns_policy::ruleset::Expr::Unknown
 

@@ -2,6 +2,7 @@
 //!
 //! Counters are not part of the model and are printed as zero.
 
+mod phrase;
 mod rule;
 mod value;
 

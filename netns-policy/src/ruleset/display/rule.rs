@@ -2,8 +2,9 @@
 //!
 //! As nft(8) does, a match on a protocol that a later match implies is left out: `meta l4proto tcp` before `tcp dport`.
 
+use super::phrase::{self, Kind};
 use super::value::{self, Links};
-use crate::ruleset::{Base, CtKey, Expr, Field, MetaKey, Reg, Reject, Rule, Set, Verdict};
+use crate::ruleset::{Base, CtKey, Expr, Field, MetaKey, Reg, Reject, Rule, Set};
 
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
@@ -43,26 +44,6 @@ impl Word {
             Self::Meta(_) | Self::Ct(_) | Self::RoutingHeader | Self::FibType | Self::RouteMss | Self::Answer(_) => 4,
         }
     }
-}
-
-/// How the bytes of a [`Word`] are written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kind {
-    Link,
-    LinkName,
-    Protocol,
-    Nfproto,
-    EtherType,
-    Direction,
-    Flags(&'static [(u32, &'static str)]),
-    Names(&'static [(u32, &'static str)]),
-    AddressType,
-    Exists,
-    Ipv4,
-    Ipv6,
-    Field(Field),
-    Number,
-    Raw,
 }
 
 struct Run<'a> {
@@ -122,9 +103,9 @@ impl Run<'_> {
             }
             Expr::Dnat { ipv6, addr, port } => self.dnat(*ipv6, *addr, *port),
             Expr::Reject(how) => self.reject(*how),
-            Expr::Verdict(verdict) => self.say(verdict_words(verdict)),
-            Expr::Log { group, prefix, snaplen } => self.say(log_words(*group, prefix, *snaplen)),
-            Expr::Limit { per_second, burst, over } => self.say(limit_words(*per_second, *burst, *over)),
+            Expr::Verdict(verdict) => self.say(phrase::verdict_words(verdict)),
+            Expr::Log { group, prefix, snaplen } => self.say(phrase::log_words(*group, prefix, *snaplen)),
+            Expr::Limit { per_second, burst, over } => self.say(phrase::limit_words(*per_second, *burst, *over)),
             Expr::Counter => self.say("counter packets 0 bytes 0".into()),
             Expr::Masquerade => self.say("masquerade".into()),
             Expr::Unknown(name) => self.say(format!("<{name}>")),
@@ -182,7 +163,7 @@ impl Run<'_> {
     /// What a statement takes from one register.
     fn operand(&mut self, reg: Reg, kind: Kind) -> String {
         match self.at(reg) {
-            Some(Word::Constant(bytes)) => self.constant(kind, &bytes),
+            Some(Word::Constant(bytes)) => phrase::constant(kind, &bytes, self.links),
             Some(word) => self.name(&word).0,
             None => "?".into(),
         }
@@ -191,7 +172,7 @@ impl Run<'_> {
     /// What nft(8) calls a loaded property, and how its values are written.
     fn name(&mut self, word: &Word) -> (String, Kind) {
         let (name, kind) = match word {
-            Word::Meta(key) => meta_name(*key),
+            Word::Meta(key) => phrase::meta_name(*key),
             Word::Ct(CtKey::Direction) => ("ct direction", Kind::Direction),
             Word::Ct(CtKey::State) => ("ct state", Kind::Flags(&value::CT_STATE)),
             Word::Ct(CtKey::Status) => ("ct status", Kind::Flags(&value::CT_STATUS)),
@@ -204,7 +185,7 @@ impl Run<'_> {
             Word::Payload { base, offset, len } => return self.payload(*base, *offset, *len),
             Word::Masked { of, mask } => {
                 let (name, kind) = self.name(of);
-                return (format!("{name} & {}", self.constant(kind, mask)), kind);
+                return (format!("{name} & {}", phrase::constant(kind, mask, self.links)), kind);
             }
             Word::Constant(bytes) => return (value::hex(bytes), Kind::Raw),
             Word::Answer(words) => return (words.clone(), Kind::Raw),
@@ -306,7 +287,7 @@ impl Run<'_> {
 
     fn plain(&mut self, word: &Word, equal: bool, data: &[u8]) -> String {
         let (name, kind) = self.name(word);
-        let shown = self.constant(kind, data);
+        let shown = phrase::constant(kind, data, self.links);
         match (kind, equal) {
             (Kind::Exists, equal) => format!("{name} {}", if equal == (data == [1]) { "exists" } else { "missing" }),
             // Without the sign it would ask for any of the flags.
@@ -319,10 +300,10 @@ impl Run<'_> {
     fn masked(&mut self, of: &Word, mask: &[u8], equal: bool, data: &[u8]) -> String {
         let (name, kind) = self.name(of);
         let zero = data.iter().all(|byte| *byte == 0);
-        let shown = self.constant(kind, data);
+        let shown = phrase::constant(kind, data, self.links);
         match kind {
             Kind::Flags(_) => {
-                let wanted = self.constant(kind, mask);
+                let wanted = phrase::constant(kind, mask, self.links);
                 let not = if equal { "" } else { "!= " };
                 let sign = if equal { "==" } else { "!=" };
                 match mask.iter().map(|byte| byte.count_ones()).sum() {
@@ -336,7 +317,11 @@ impl Run<'_> {
                 let len = value::mask_len(mask).unwrap_or(0);
                 format!("{name} {}{shown}/{len}", if equal { "" } else { "!= " })
             }
-            _ => format!("{name} & {} {} {shown}", self.constant(kind, mask), if equal { "==" } else { "!=" }),
+            _ => format!(
+                "{name} & {} {} {shown}",
+                phrase::constant(kind, mask, self.links),
+                if equal { "==" } else { "!=" }
+            ),
         }
     }
 
@@ -352,27 +337,6 @@ impl Run<'_> {
             }
             (Word::Meta(MetaKey::L4proto), [proto]) => self.l4 = Some((*proto, place)),
             _ => {}
-        }
-    }
-
-    fn constant(&self, kind: Kind, data: &[u8]) -> String {
-        let host =
-            data.first_chunk().map_or_else(|| u32::from(*data.first().unwrap_or(&0)), |c| u32::from_ne_bytes(*c));
-        match kind {
-            Kind::Link => value::link(host, self.links),
-            Kind::LinkName => value::link_name(data),
-            Kind::Protocol => value::field(Field::InetProto, data, self.links),
-            Kind::Nfproto => value::named(&[(2, "ipv4"), (10, "ipv6")], host),
-            Kind::EtherType => ether_type(data),
-            Kind::Direction => value::named(&[(0, "original"), (1, "reply")], host),
-            Kind::Flags(names) => value::flags(names, host),
-            Kind::Names(names) => value::named(names, host),
-            Kind::AddressType => value::named(&value::ADDRESS_TYPE, host),
-            Kind::Ipv4 => short(Field::Ipv4Addr, data, self.links),
-            Kind::Ipv6 => short(Field::Ipv6Addr, data, self.links),
-            Kind::Field(field) => value::field(field, data, self.links),
-            Kind::Number => value::decimal(data),
-            Kind::Exists | Kind::Raw => value::hex(data),
         }
     }
 
@@ -403,58 +367,4 @@ impl Run<'_> {
         };
         self.say(format!("reject with {how}"));
     }
-}
-
-fn meta_name(key: MetaKey) -> (&'static str, Kind) {
-    match key {
-        MetaKey::Iif => ("iif", Kind::Link),
-        MetaKey::Iifname => ("iifname", Kind::LinkName),
-        MetaKey::L4proto => ("meta l4proto", Kind::Protocol),
-        MetaKey::Nfproto => ("meta nfproto", Kind::Nfproto),
-        MetaKey::Oif => ("oif", Kind::Link),
-        MetaKey::Oifname => ("oifname", Kind::LinkName),
-        MetaKey::Protocol => ("meta protocol", Kind::EtherType),
-    }
-}
-
-fn ether_type(data: &[u8]) -> String {
-    match data {
-        [0x08, 0x00] => "ip".into(),
-        [0x08, 0x06] => "arp".into(),
-        [0x81, 0x00] => "8021q".into(),
-        [0x88, 0xa8] => "8021ad".into(),
-        [0x86, 0xdd] => "ip6".into(),
-        other => value::hex(other),
-    }
-}
-
-/// An address; of fewer bytes than it has, the prefix that they are.
-fn short(of: Field, data: &[u8], links: &Links) -> String {
-    let mut whole = data.to_vec();
-    whole.resize(of.len(), 0);
-    let shown = value::field(of, &whole, links);
-    if data.len() < of.len() { format!("{shown}/{}", data.len() * 8) } else { shown }
-}
-
-fn verdict_words(verdict: &Verdict) -> String {
-    match verdict {
-        Verdict::Accept => "accept".into(),
-        Verdict::Drop => "drop".into(),
-        Verdict::Goto(chain) => format!("goto {chain}"),
-        Verdict::Jump(chain) => format!("jump {chain}"),
-        Verdict::Return => "return".into(),
-    }
-}
-
-fn log_words(group: u16, prefix: &str, snaplen: u32) -> String {
-    let prefix = if prefix.is_empty() { String::new() } else { format!(" prefix \"{prefix}\"") };
-    let snaplen = if snaplen == 0 { String::new() } else { format!(" snaplen {snaplen}") };
-    format!("log{prefix} group {group}{snaplen}")
-}
-
-fn limit_words(per_second: u64, burst: u32, over: bool) -> String {
-    let over = if over { "over " } else { "" };
-    // nft(8) leaves its default burst out.
-    let burst = if burst == 5 { String::new() } else { format!(" burst {burst} packets") };
-    format!("limit rate {over}{per_second}/second{burst}")
 }
