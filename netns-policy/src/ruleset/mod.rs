@@ -13,6 +13,7 @@
 pub mod compile;
 pub mod decide;
 pub mod delta;
+mod display;
 pub mod expect;
 
 use std::collections::BTreeMap;
@@ -359,7 +360,8 @@ pub struct Dynamic {
 pub struct Key {
     /// The key, or the lower end of the range.
     pub from: Vec<u8>,
-    /// The upper end (included) in an interval set; a field that is no range is equal in both.
+    /// The upper end (included). An interval set has it for every element, other sets for none; a field that is no
+    /// range is equal in both.
     pub to: Option<Vec<u8>>,
 }
 
