@@ -304,16 +304,20 @@ impl Words {
         self.with(load(fields)).with([lookup])
     }
 
-    /// Matches when `map` has `FIELDS`, whatever it answers. The answer is loaded: kernels before 6.6 refuse to ask a
-    /// map without taking its answer.
+    /// Matches when `map` has `FIELDS`: its answer, an index, is never 0. Older kernels refuse to ask a map without
+    /// taking its answer, and nft(8) does not list a question whose answer nobody reads.
     pub(super) fn has(self, fields: &[Load], map: &str) -> Self {
+        self.ask(fields, map).with([Expr::Cmp { equal: false, sreg: Reg(0), data: vec![0; 4] }])
+    }
+
+    fn ask(self, fields: &[Load], map: &str) -> Self {
         let lookup = Expr::Lookup { set: map.to_owned(), sreg: Reg(0), dreg: Some(Reg(0)), invert: false };
         self.with(load(fields)).with([lookup])
     }
 
     /// `fwd to FIELDS map @map`.
     pub(super) fn fwd(self, fields: &[Load], map: &str) -> Rule {
-        self.has(fields, map).with([Expr::Fwd { sreg: Reg(0) }]).end()
+        self.ask(fields, map).with([Expr::Fwd { sreg: Reg(0) }]).end()
     }
 
     /// `ct state S`.
