@@ -89,15 +89,16 @@ fn we_print_what_nft_prints() {
     });
 }
 
-/// A listing with the numbers of counters blanked, and with one misprint of nft 1.0.6 put right: it reads an interface
-/// index in a set of ranges in the wrong byte order.
+/// A listing with the numbers of counters blanked, and with two misprints of nft 1.0.6 put right: it reads an interface
+/// index in a set of ranges in the wrong byte order, and knows no type for a map's answer that is compared.
 fn comparable(listing: &str) -> String {
     let mut words = Vec::new();
     for word in listing.split(' ') {
         let counts = words.last().is_some_and(|before: &String| before == "packets" || before == "bytes");
         words.push(if counts { word.replace(|c: char| c.is_ascii_digit(), "") } else { word.to_owned() });
     }
-    words.join(" ").replace(&format!("{} . ", 10u32.swap_bytes()), "\"s_a\" . ")
+    let listing = words.join(" ").replace(" [invalid type]", "");
+    listing.replace(&format!("{} . ", 10u32.swap_bytes()), "\"s_a\" . ")
 }
 
 #[test]

@@ -54,6 +54,12 @@ impl Build {
             .with(Expr::Fwd { sreg: Reg(0) })
             .end()
     }
+    /// Asks whether a map has the key. Older kernels want the answer of a map to be taken, and nft(8)
+    /// does not print a question whose answer nobody reads: so it is compared with 0, which is no interface.
+    fn test_map(self, map: &str, scratch: u8) -> Self {
+        self.with(Expr::Lookup { set: map.into(), sreg: Reg(0), dreg: Some(Reg(scratch)), invert: false })
+            .with(Expr::Cmp { equal: false, sreg: Reg(scratch), data: vec![0; 4] })
+    }
     pub fn accept(self) -> Rule {
         self.with(Expr::Verdict(Verdict::Accept)).end()
     }
@@ -257,6 +263,7 @@ fn panel4() -> Vec<Rule> {
         ip().daddr(false).ask("priv4", true).iif_saddr(false).fwd("gw4"),
         ip().saddr(false).ask("priv4", true).iif_daddr(false).fwd("gr4"),
         ip().iif_saddr(false).ask("src4", true).counter().drop(),
+        ip().iif_saddr(false).test_map("gw4", 8).counter().end(),
         ip().flow(false, 2).update("den4").end(),
         build()
             .with(Expr::Limit { per_second: 50, burst: 5, over: false })

@@ -1,6 +1,7 @@
 //! A rule in nft(8)'s words, found by running its expressions over registers that hold words instead of values.
 //!
 //! As nft(8) does, a match on a protocol that a later match implies is left out: `meta l4proto tcp` before `tcp dport`.
+//! Unlike nft(8), a map that is asked only for whether it has the key is not passed over in silence.
 
 use super::phrase::{self, Kind};
 use super::value::{self, Links};
@@ -23,14 +24,22 @@ pub(super) fn words<'a>(rule: &Rule, sets: impl Fn(&str) -> Option<&'a Set>, lin
 #[derive(Clone, Debug)]
 enum Word {
     Meta(MetaKey),
-    Payload { base: Base, offset: u32, len: u32 },
+    Payload {
+        base: Base,
+        offset: u32,
+        len: u32,
+    },
     Ct(CtKey),
     Exists(&'static str),
     FibType,
     RouteMss,
-    Masked { of: Box<Word>, mask: Vec<u8> },
+    Masked {
+        of: Box<Word>,
+        mask: Vec<u8>,
+    },
     Constant(Vec<u8>),
-    Answer(String),
+    /// What was asked, and the place in the rule where.
+    Answer(String, usize),
 }
 
 impl Word {
@@ -41,7 +50,7 @@ impl Word {
             Self::Payload { len, .. } => *len as usize,
             Self::Masked { of, .. } => of.len(),
             Self::Constant(bytes) => bytes.len(),
-            Self::Meta(_) | Self::Ct(_) | Self::Exists(_) | Self::FibType | Self::RouteMss | Self::Answer(_) => 4,
+            Self::Meta(_) | Self::Ct(_) | Self::Exists(_) | Self::FibType | Self::RouteMss | Self::Answer(..) => 4,
         }
     }
 }
@@ -83,7 +92,7 @@ impl Run<'_> {
             Expr::Lookup { set, sreg, dreg, invert } => {
                 let key = self.key(*sreg, &key_of(set));
                 match dreg {
-                    Some(dreg) => self.load(*dreg, Word::Answer(format!("{key} map @{set}"))),
+                    Some(dreg) => self.ask(*dreg, format!("{key} map @{set}")),
                     None => self.say(format!("{key} {}@{set}", if *invert { "!= " } else { "" })),
                 }
             }
@@ -116,6 +125,12 @@ impl Run<'_> {
 
     fn say(&mut self, words: String) {
         self.said.push(Some(words));
+    }
+
+    /// Says the question where it is asked, until somebody reads the answer and says it there.
+    fn ask(&mut self, dreg: Reg, words: String) {
+        self.load(dreg, Word::Answer(words.clone(), self.said.len()));
+        self.say(words);
     }
 
     fn load(&mut self, reg: Reg, word: Word) {
@@ -190,7 +205,10 @@ impl Run<'_> {
                 return (format!("{name} & {}", phrase::constant(kind, mask, self.links)), kind);
             }
             Word::Constant(bytes) => return (value::hex(bytes), Kind::Raw),
-            Word::Answer(words) => return (words.clone(), Kind::Raw),
+            Word::Answer(words, place) => {
+                self.said[*place] = None;
+                return (words.clone(), Kind::Raw);
+            }
         };
         (name.to_owned(), kind)
     }
