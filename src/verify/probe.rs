@@ -82,7 +82,7 @@ pub(super) fn run(
         }
         source.wait()?;
         if looked.elapsed() >= TICK {
-            source.expire();
+            source.expire()?;
             looked = Instant::now();
         }
     }
@@ -105,7 +105,7 @@ struct Flight {
     task: Task,
     fd: OwnedFd,
     deadline: Instant,
-    /// When the datagram is sent once more, if an answer is expected.
+    /// When it is tried once more.
     again: Option<Instant>,
     /// A TCP connection is made: what has been read from it so far.
     stream: Option<Vec<u8>>,
@@ -115,18 +115,29 @@ impl Source {
     fn launch(&mut self, slot: usize, task: Task) -> io::Result<()> {
         match self.dial(task) {
             Ok(flight) => {
-                let interest = match task.protocol {
-                    Protocol::Tcp => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP,
-                    Protocol::Udp => EpollFlags::EPOLLIN,
-                };
-                // Edges, because a connected socket stays writable; what is there at the start is told too.
-                self.epoll.add(&flight.fd, EpollEvent::new(interest | EpollFlags::EPOLLET, slot as u64))?;
+                self.watch(&flight, slot)?;
                 self.flights[slot] = Some(flight);
                 self.free.pop();
             }
             Err(errno) => self.seen.push((task.number, refusal(errno, task.address))),
         }
         Ok(())
+    }
+
+    fn watch(&self, flight: &Flight, slot: usize) -> io::Result<()> {
+        let interest = match flight.task.protocol {
+            Protocol::Tcp => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP,
+            Protocol::Udp => EpollFlags::EPOLLIN,
+        };
+        // Edges, because a connected socket stays writable; what is there at the start is told too.
+        Ok(self.epoll.add(&flight.fd, EpollEvent::new(interest | EpollFlags::EPOLLET, slot as u64))?)
+    }
+
+    fn patience_for(&self, expected: Expected) -> Duration {
+        match expected {
+            Expected::Open => self.patience.open,
+            Expected::Closed => self.patience.closed,
+        }
     }
 
     fn dial(&self, task: Task) -> nix::Result<Flight> {
@@ -140,15 +151,10 @@ impl Source {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(errno) => return Err(errno),
         }
-        let patience = match task.expected {
-            Expected::Open => self.patience.open,
-            Expected::Closed => self.patience.closed,
-        };
-        let now = Instant::now();
-        let mut flight = Flight { task, fd, deadline: now + patience, again: None, stream: None };
+        let (now, patience) = (Instant::now(), self.patience_for(task.expected));
+        let flight = Flight { task, fd, deadline: now + patience, again: Some(now + patience / 2), stream: None };
         if task.protocol == Protocol::Udp {
             self.ask(&flight)?;
-            flight.again = (task.expected == Expected::Open).then_some(now + patience / 4);
         }
         Ok(flight)
     }
@@ -199,7 +205,7 @@ impl Source {
     }
 
     /// Ends the flights whose time is up, after a last look: this thread may have been late itself.
-    fn expire(&mut self) {
+    fn expire(&mut self) -> io::Result<()> {
         let now = Instant::now();
         for slot in 0..self.flights.len() {
             let Some(flight) = &self.flights[slot] else { continue };
@@ -207,13 +213,33 @@ impl Source {
                 self.advance(slot);
                 self.give_up(slot, now);
             } else if flight.again.is_some_and(|again| again <= now) {
-                // Its own error comes back by recv(2), if it lasts.
-                self.ask(flight).ok();
-                if let Some(flight) = &mut self.flights[slot] {
-                    flight.again = Some(now + self.patience.open / 4);
-                }
+                self.advance(slot);
+                self.insist(slot)?;
             }
         }
+        Ok(())
+    }
+
+    /// Tries once more: one packet that got lost must not make a port look closed.
+    fn insist(&mut self, slot: usize) -> io::Result<()> {
+        let Some(mut flight) = self.flights[slot].take() else { return Ok(()) };
+        flight.again = None;
+        if flight.task.protocol == Protocol::Udp {
+            // Its own error comes back by recv(2), if it lasts.
+            self.ask(&flight).ok();
+        } else if flight.stream.is_none() {
+            match self.dial(flight.task) {
+                Ok(second) => flight.fd = second.fd,
+                Err(errno) => {
+                    self.seen.push((flight.task.number, refusal(errno, flight.task.address)));
+                    self.free.push(slot);
+                    return Ok(());
+                }
+            }
+            self.watch(&flight, slot)?;
+        }
+        self.flights[slot] = Some(flight);
+        Ok(())
     }
 
     fn give_up(&mut self, slot: usize, now: Instant) {

@@ -176,10 +176,13 @@ pub fn netns(name: &str) -> Netns {
 /// One end of a wire: the namespace, the link, its addresses with their prefix lengths.
 pub type End<'a> = (&'a str, &'a str, &'a [&'a str]);
 
-/// Joins two namespaces by a wire that carries packets at once.
+/// Joins two namespaces by a wire that carries packets at once: one MAC for both ends, so that no neighbour has to be
+/// looked for, and no link-local address but those that are given.
 pub fn wire(a: End, b: End) {
-    ip(&format!("link add {} netns {} type veth peer name {} netns {}", a.1, a.0, b.1, b.0));
+    let mac = "address 02:00:00:00:00:01";
+    ip(&format!("link add {} {mac} netns {} type veth peer name {} {mac} netns {}", a.1, a.0, b.1, b.0));
     for (name, link, addresses) in [a, b] {
+        ip(&format!("-n {name} link set {link} addrgenmode none arp off"));
         // Without it a wire waits a second or two before its IPv6 addresses are used.
         for address in addresses {
             let nodad = if address.contains(':') { "nodad" } else { "" };
