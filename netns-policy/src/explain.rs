@@ -1,7 +1,7 @@
 //! Why a connection is allowed, or is not: the edge and its line, or what is missing and what would break.
 //!
-//! Names only: nothing here looks at a kernel. Whoever asks for a name that does not exist gets an [`ExplainError`] with
-//! the nearest one that does.
+//! Names only: nothing here looks at a kernel. Whoever asks for a name that does not exist gets an [`ExplainError`]
+//! with the nearest one that does.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -107,8 +107,8 @@ impl ExplainError {
 
 /// Whether `from` may open a connection to `port` of `to`, and why.
 ///
-/// `from` is a service, `host`, a peer, `wan` or `lan`; `to` is a service, `host`, `wan`, `lan` or `metadata`; `port` is
-/// a name of the target's, `tcp:8332`, `8332` (TCP is meant), or empty for any.
+/// `from` is a service, `host`, a peer, `wan` or `lan`; `to` is a service, `host`, `wan`, `lan` or `metadata`; `port`
+/// is a name of the target's, `tcp:8332`, `8332` (TCP is meant), or empty for any.
 ///
 /// # Errors
 ///
