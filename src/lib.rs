@@ -9,6 +9,7 @@
 //! - What exists is read from the kernel before every change, never remembered.
 
 pub mod exec;
+pub mod internet;
 pub mod kernel;
 pub mod matrix;
 pub mod orchestrator;

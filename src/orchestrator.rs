@@ -69,6 +69,12 @@ pub enum Error {
         /// Its name.
         netns: String,
     },
+    /// The demonstration did not show what it promises.
+    #[error("the demo failed: {what}")]
+    Demo {
+        /// What was seen.
+        what: String,
+    },
     /// The kernel cannot be asked.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -87,6 +93,9 @@ pub enum Error {
     /// The policy cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// There is no sandbox to be had.
+    #[error(transparent)]
+    Sandbox(Box<crate::sandbox::SandboxError>),
     /// A step failed; what was done until then is in the report.
     #[error("the turn was cut short after {} of its steps", report.done.len())]
     Step {
@@ -113,6 +122,9 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// The connections cannot be tried.
+    #[error(transparent)]
+    Verify(Box<crate::matrix::MatrixError>),
     /// What was made is not what was to be made.
     #[error("{} steps are still to do after the turn, the first: {first}", left)]
     Unfinished {

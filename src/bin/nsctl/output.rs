@@ -77,8 +77,13 @@ fn person_readable(error: &Error) {
     }
 }
 
+/// Overwrites the last line of a terminal's stderr.
+pub fn progress(text: impl Display) {
+    write!(io::stderr().lock(), "\r{text}\x1b[K\r").ok();
+}
+
 /// An error with its causes, each layer's sentence once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {
@@ -109,11 +114,12 @@ fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
 fn code(error: &Error) -> &'static str {
     match error {
         Error::Address(e) => e.code(),
+        Error::Demo { .. } | Error::Verify(_) => "E0913",
         Error::Foreign { .. } => "E0218",
         Error::Kernel(_) | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",
         Error::Policy(_) => "E0100",
-        Error::Probe(_) => "E0901",
+        Error::Probe(_) | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.code(),
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",

@@ -65,7 +65,8 @@ fn as_json(graph: &AllowGraph) -> serde_json::Value {
     })
 }
 
-fn text(graph: &AllowGraph) {
+/// One line for each pair.
+pub fn text(graph: &AllowGraph) {
     let mut joined: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
     for (from, to, port) in arrows(graph) {
         joined.entry((from, to)).or_default().push(port);

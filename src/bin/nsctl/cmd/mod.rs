@@ -1,6 +1,7 @@
 //! One file a verb, or a few that belong together.
 
 mod apply;
+mod demo;
 mod env;
 mod exec;
 mod graph;
@@ -20,7 +21,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     match &args.command {
         Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
         Command::Check => check(args),
-        Command::Demo => crate::cmd::verify::demo(args),
+        Command::Demo => demo::demo(args),
         Command::Down => apply::down(args, &orchestrator(args, false)),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
         Command::Exec { user, service, command } => {
