@@ -139,7 +139,7 @@ impl Probes<'_> {
         }
         self.to_services(&mut probes, "host", &Origin::Host);
         if self.outside.netns.is_some() {
-            self.from_outside(&mut probes);
+            self.outside_in(&mut probes);
         }
         probes
     }
@@ -161,8 +161,9 @@ impl Probes<'_> {
 
     fn to_host(&self, probes: &mut Vec<Probe>, from: &Service, origin: &Origin) {
         let accepted = self.graph().edges().iter().filter(|edge| edge.to == Target::Host);
-        let mut ports: BTreeSet<(Protocol, u16)> =
-            accepted.flat_map(|edge| [Protocol::Tcp, Protocol::Udp].map(|protocol| (protocol, edge.ports.lo()))).collect();
+        let mut ports: BTreeSet<(Protocol, u16)> = accepted
+            .flat_map(|edge| [Protocol::Tcp, Protocol::Udp].map(|protocol| (protocol, edge.ports.lo())))
+            .collect();
         ports.extend([(Protocol::Tcp, UNDECLARED), (Protocol::Udp, UNDECLARED)]);
         let wire = self.planned.desired.wires.get(&Wired::Host).map(|wire| wire.addresses);
         let on_wire = |address: IpAddr| wire.is_some_and(|own: Addresses| own.iter().any(|own| own == address));
@@ -196,14 +197,15 @@ impl Probes<'_> {
         reach("wan", &wan, named(&self.outside.wan), &|_, protocol| direct(protocol));
         reach("lan", &lan, named(&self.outside.lan), &|address, protocol| {
             let network = self.graph().network().lan.iter().any(|prefix| prefix.contains(address));
-            let only = out.lan_only.iter().any(|(p, ports)| p.contains(address) && ports.covers(protocol, OUTSIDE_PORT));
+            let only =
+                out.lan_only.iter().any(|(p, ports)| p.contains(address) && ports.covers(protocol, OUTSIDE_PORT));
             (out.lan && network) || only
         });
         reach("metadata", &[METADATA], true, &|_, _| false);
     }
 
     /// Nothing that stands outside reaches a service or the host's wire: no exposure is served yet.
-    fn from_outside(&self, probes: &mut Vec<Probe>) {
+    fn outside_in(&self, probes: &mut Vec<Probe>) {
         for to in self.graph().services() {
             let Some(addresses) = self.planned.addresses.service(to.name.as_str()) else { continue };
             for (protocol, port) in ports(to) {

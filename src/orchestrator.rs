@@ -100,7 +100,7 @@ pub enum Error {
     #[error("the turn was cut short after {} of its steps", report.done.len())]
     Step {
         /// What was done.
-        report: Report,
+        report: Box<Report>,
         /// What failed.
         #[source]
         source: Box<StepError>,
@@ -418,7 +418,7 @@ fn run(linux: &Linux, plan: &Plan, store: &Store, report: &mut Report, last: boo
         None => Ok(()),
         // Somebody else changed rules in a namespace of ours: look again, and do what is left.
         Some(StepError { source: KernelError::Nft(NftError::GenerationChanged), .. }) if !last => Ok(()),
-        Some(failed) => Err(Error::Step { report: std::mem::take(report), source: Box::new(failed) }),
+        Some(failed) => Err(Error::Step { report: Box::new(std::mem::take(report)), source: Box::new(failed) }),
     }
 }
 

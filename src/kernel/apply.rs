@@ -177,11 +177,7 @@ fn create_host_wire(wire: &Wire, outer: &Netns) -> Result<(), KernelError> {
 ///
 /// The kernel heeds the wanted index of the far end only if the near one asks for an index as well (`veth_newlink`), so
 /// a free one is asked for, and another when somebody was quicker.
-fn create_on_host(
-    rtnl: &mut Rtnl,
-    pair: impl Fn(u32) -> WirePair,
-    far: &Netns,
-) -> Result<u32, KernelError> {
+fn create_on_host(rtnl: &mut Rtnl, pair: impl Fn(u32) -> WirePair, far: &Netns) -> Result<u32, KernelError> {
     let mut tries = 0;
     loop {
         let free = rtnl.links()?.iter().map(|link| link.index).max().unwrap_or(0) + 1;

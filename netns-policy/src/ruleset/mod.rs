@@ -386,7 +386,7 @@ pub enum Field {
 
 impl Field {
     /// Bytes of the value itself, before padding.
-    pub fn len(self) -> usize {
+    pub fn width(self) -> usize {
         match self {
             Self::IfaceIndex | Self::Ipv4Addr => 4,
             Self::Ipv6Addr => 16,
@@ -397,7 +397,7 @@ impl Field {
 
     /// Bytes in a concatenated key: the value padded to four.
     pub fn padded_len(self) -> usize {
-        self.len().next_multiple_of(4)
+        self.width().next_multiple_of(4)
     }
 
     /// The number nft(8) gives this type (`enum datatypes` in its datatype.h), which a set carries so that listings

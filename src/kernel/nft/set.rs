@@ -28,7 +28,7 @@ pub(super) fn write_shape(w: &mut Writer, id: u32, shape: &Set) {
     w.put_u32(set::KEY_LEN, length(key_len(&shape.key)));
     if let Some(answer) = shape.data {
         w.put_u32(set::DATA_TYPE, answer.number());
-        w.put_u32(set::DATA_LEN, length(answer.len()));
+        w.put_u32(set::DATA_LEN, length(answer.width()));
     }
     if let Some(Dynamic { timeout, .. }) = shape.dynamic
         && timeout > 0
@@ -66,7 +66,7 @@ fn write_description(w: &mut Writer, shape: &Set) {
         if fields {
             w.nest(set::DESC_CONCAT, |w| {
                 for field in &shape.key {
-                    w.nest(LIST_ELEM, |w| w.put_u32(set::FIELD_LEN, length(field.len())));
+                    w.nest(LIST_ELEM, |w| w.put_u32(set::FIELD_LEN, length(field.width())));
                 }
             });
         }
@@ -99,7 +99,7 @@ fn length(len: usize) -> u32 {
 /// Bytes of a key as the kernel counts them: only the fields of a concatenation are padded.
 fn key_len(key: &[Field]) -> usize {
     match key {
-        [field] => field.len(),
+        [field] => field.width(),
         fields => fields.iter().map(|field| field.padded_len()).sum(),
     }
 }
@@ -175,7 +175,7 @@ fn split(of: &Set, key: &Key, answer: Option<&[u8]>) -> Vec<Element> {
     }
     let len = key_len(&of.key);
     let from = key.from[..len.min(key.from.len())].to_vec();
-    let answer = answer.map(|answer| answer[..of.data.map_or(0, Field::len).min(answer.len())].to_vec());
+    let answer = answer.map(|answer| answer[..of.data.map_or(0, Field::width).min(answer.len())].to_vec());
     let to = key.to.as_ref().map_or(from.clone(), |to| to[..len.min(to.len())].to_vec());
     if !of.interval {
         return vec![Element { key: from, answer, ..Element::default() }];

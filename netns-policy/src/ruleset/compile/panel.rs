@@ -159,7 +159,7 @@ fn errors(v: Version) -> Vec<Rule> {
     let width = if v == Version::V4 { 4 } else { 16 };
     let (proto, from, to) = (at.proto, Load::Transport(at.daddr, width), Load::Transport(at.saddr, width));
     let start = || {
-        let of_this_kind = rule().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).is_in(
+        let of_this_kind = rule().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true).among(
             &[Load::Iif, Load::Saddr(v)],
             &v.named("sources"),
             true,
@@ -181,15 +181,15 @@ fn errors(v: Version) -> Vec<Rule> {
 /// To the gateway and back: after all exact entries have missed.
 fn outside(v: Version) -> Vec<Rule> {
     let (here, there) = (Load::Saddr(v), Load::Daddr(v));
-    let error = || rule().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true);
+    let error = || rule().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);
     let sources = v.named("sources");
     let mut rules = by_address(v).to_vec();
     rules.extend([
         rule().fwd(&[Load::Iif, here, there, Load::L4proto, Load::Dport], &v.named("reach")),
         rule().fwd(&[Load::Iif, here, there, Load::L4proto, Load::Sport], &v.named("reach_back")),
         // A router on the way may have any address, a private one too, and the gateway itself has one of ours.
-        error().is_in(&[here], &v.named("pool"), false).fwd(&[Load::Iif, there], &v.named("errors_back")),
-        error().is_in(&[Load::Iif, here], &sources, true).fwd(&[Load::Iif, there], &v.named("errors_back")),
+        error().among(&[here], &v.named("pool"), false).fwd(&[Load::Iif, there], &v.named("errors_back")),
+        error().among(&[Load::Iif, here], &sources, true).fwd(&[Load::Iif, there], &v.named("errors_back")),
     ]);
     rules
 }
@@ -198,9 +198,9 @@ fn outside(v: Version) -> Vec<Rule> {
 fn by_address(v: Version) -> [Rule; 4] {
     let (here, there) = (Load::Saddr(v), Load::Daddr(v));
     [
-        rule().is_in(&[there], &v.named("private"), false).fwd(&[Load::Iif, here], &v.named("direct")),
+        rule().among(&[there], &v.named("private"), false).fwd(&[Load::Iif, here], &v.named("direct")),
         rule().fwd(&[Load::Iif, here, there], &v.named("lan")),
-        rule().is_in(&[here], &v.named("private"), false).fwd(&[Load::Iif, there], &v.named("direct_back")),
+        rule().among(&[here], &v.named("private"), false).fwd(&[Load::Iif, there], &v.named("direct_back")),
         rule().fwd(&[Load::Iif, here, there], &v.named("lan_back")),
     ]
 }
@@ -209,7 +209,7 @@ fn refusal(source: &Source, v: Version) -> Vec<Rule> {
     let defaults = source.graph.defaults();
     let mut rules = vec![
         // Spoofed: counted, and never answered, or the answer would go to somebody who asked nothing.
-        rule().is_in(&[Load::Iif, Load::Saddr(v)], &v.named("sources"), false).counter().drop(),
+        rule().among(&[Load::Iif, Load::Saddr(v)], &v.named("sources"), false).counter().drop(),
         // One element a wire: a flood fills nothing for others. The lock of each service keeps the details.
         rule().update(&[Load::Iif], "denied"),
     ];

@@ -299,7 +299,7 @@ impl Words {
     }
 
     /// `FIELDS @set`, or `FIELDS != @set`.
-    pub(super) fn is_in(self, fields: &[Load], set: &str, yes: bool) -> Self {
+    pub(super) fn among(self, fields: &[Load], set: &str, yes: bool) -> Self {
         let lookup = Expr::Lookup { set: set.to_owned(), sreg: Reg(0), dreg: None, invert: !yes };
         self.with(load(fields)).with([lookup])
     }
@@ -344,7 +344,7 @@ impl Words {
     }
 
     /// `fib daddr type local` (`RTN_LOCAL` is 2).
-    pub(super) fn to_this_machine(self) -> Self {
+    pub(super) fn local_destination(self) -> Self {
         self.with([
             Expr::FibDaddrType { dreg: Reg(0) },
             Expr::Cmp { equal: true, sreg: Reg(0), data: 2u32.to_ne_bytes().to_vec() },

@@ -8,7 +8,7 @@ use crate::ruleset::{Field, Key, Set};
 /// Bytes of the key in the registers, from the first register of the key on.
 pub(super) fn key_len(set: &Set) -> usize {
     match set.key[..] {
-        [field] => field.len(),
+        [field] => field.width(),
         _ => set.key.iter().map(|field| field.padded_len()).sum(),
     }
 }
@@ -33,7 +33,7 @@ fn holds(fields: &[Field], element: &Key, key: &[u8]) -> bool {
     let to = element.to.as_ref().unwrap_or(&element.from);
     let mut offset = 0;
     fields.iter().all(|field| {
-        let value = |bytes: &'_ [u8]| -> Option<Vec<u8>> { Some(bytes.get(offset..offset + field.len())?.to_vec()) };
+        let value = |bytes: &'_ [u8]| -> Option<Vec<u8>> { Some(bytes.get(offset..offset + field.width())?.to_vec()) };
         let inside = match (value(&element.from), value(key), value(to)) {
             (Some(from), Some(value), Some(to)) => from <= value && value <= to,
             _ => false,

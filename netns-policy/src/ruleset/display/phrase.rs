@@ -70,9 +70,9 @@ fn ether_type(data: &[u8]) -> String {
 /// An address; of fewer bytes than it has, the prefix that they are.
 fn short(of: Field, data: &[u8], links: &Links) -> String {
     let mut whole = data.to_vec();
-    whole.resize(of.len(), 0);
+    whole.resize(of.width(), 0);
     let shown = value::field(of, &whole, links);
-    if data.len() < of.len() { format!("{shown}/{}", data.len() * 8) } else { shown }
+    if data.len() < of.width() { format!("{shown}/{}", data.len() * 8) } else { shown }
 }
 
 pub(super) fn verdict_words(verdict: &Verdict) -> String {

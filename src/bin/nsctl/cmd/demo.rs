@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use netns_policy::explain::explain;
 use netns_policy::ruleset::Ruleset;
 use netns_policy::ruleset::delta::Delta;
+use nsctl::internet::Internet;
 use nsctl::kernel::Kernel as _;
 use nsctl::kernel::netns::Netns;
 use nsctl::kernel::nft::NftSocket;
-use nsctl::internet::Internet;
 use nsctl::matrix::Outside;
 use nsctl::sandbox::Sandbox;
 use nsctl::{Error, Options, Orchestrator};
@@ -90,7 +90,10 @@ impl<'a> Demo<'a> {
         let applied = nsctl.apply()?;
         let ms = begun.elapsed().as_millis();
         let services = applied.planned.checked.graph.services().count();
-        self.say(format_args!("{services} services and {} edges in {ms} ms", applied.planned.checked.graph.edges().len()));
+        self.say(format_args!(
+            "{services} services and {} edges in {ms} ms",
+            applied.planned.checked.graph.edges().len()
+        ));
         expect(nsctl.plan()?.plan.is_empty(), "a second apply has something to do")?;
         self.say("a second apply has nothing to do");
         facts.push(json!({ "step": "apply", "services": services, "ms": u64::try_from(ms).unwrap_or(u64::MAX) }));
@@ -124,8 +127,7 @@ impl<'a> Demo<'a> {
 
     fn verify(&self, nsctl: &Orchestrator, facts: &mut Vec<serde_json::Value>, step: &str) -> Result<(), Error> {
         let netns = self.internet.netns().try_clone().map_err(inside)?;
-        let outside =
-            Outside { wan: self.internet.wan(), lan: self.internet.lan(), netns: Some(netns) };
+        let outside = Outside { wan: self.internet.wan(), lan: self.internet.lan(), netns: Some(netns) };
         let report = super::verify::run(nsctl, &outside)?;
         if !self.args.json {
             super::verify::show(self.args, &report);

@@ -12,12 +12,7 @@ use nsctl::{Error, Orchestrator};
 use super::service_of;
 use crate::output;
 
-pub fn exec(
-    nsctl: &Orchestrator,
-    user: Option<&str>,
-    service: &str,
-    command: &[OsString],
-) -> Result<ExitCode, Error> {
+pub fn exec(nsctl: &Orchestrator, user: Option<&str>, service: &str, command: &[OsString]) -> Result<ExitCode, Error> {
     let graph = nsctl.check()?.graph;
     let service = service_of(&graph, service)?;
     let network = &graph.network().name;
@@ -46,6 +41,6 @@ fn user_of_unit(unit: &str) -> Option<String> {
         texts.extend(paths.iter().filter_map(|path| fs::read_to_string(path).ok()));
     }
     let lines = texts.iter().flat_map(|text| text.lines());
-    let user = lines.filter_map(|line| line.trim().strip_prefix("User=")).last()?.trim();
+    let user = lines.filter_map(|line| line.trim().strip_prefix("User=")).next_back()?.trim();
     (!user.is_empty() && !user.contains('%')).then(|| user.to_owned())
 }
