@@ -5,16 +5,19 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnetwork::IpNetwork;
 use netns_policy::address::{AddressBook, AddressError, AddressPlan};
 use netns_policy::desired::Desired;
 use netns_policy::diagnostic::{PolicyErrors, Warning};
-use netns_policy::graph::AllowGraph;
+use netns_policy::graph::{AllowGraph, Service};
 use netns_policy::name::NetworkName;
 use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
 use netns_policy::ruleset::compile::Capabilities;
+use netns_policy::topology::Place;
 use thiserror::Error;
 
+use crate::kernel::listener::listeners;
 use crate::kernel::nft::NftError;
 use crate::kernel::probe::{self, ProbeError};
 use crate::kernel::{Kernel, KernelError, Linux, netns};
@@ -96,6 +99,14 @@ pub enum Error {
     /// There is no sandbox to be had.
     #[error(transparent)]
     Sandbox(Box<crate::sandbox::SandboxError>),
+    /// The host reaches somebody else at addresses of the pool: taking them would cut it off from there.
+    #[error("the pool {pool} overlaps {taken}, which is a network of this host")]
+    PoolTaken {
+        /// The pool.
+        pool: IpNetwork,
+        /// The prefix or address of the host.
+        taken: IpNetwork,
+    },
     /// A step failed; what was done until then is in the report.
     #[error("the turn was cut short after {} of its steps", report.done.len())]
     Step {
@@ -104,6 +115,14 @@ pub enum Error {
         /// What failed.
         #[source]
         source: Box<StepError>,
+    },
+    /// Everything is done but what services spoil in their own namespaces.
+    #[error("{} in their own namespace could not be done, everything else is", steps_of(spoiled))]
+    Spoiled {
+        /// What was done.
+        report: Box<Report>,
+        /// What was spoiled, again and again.
+        spoiled: Vec<StepError>,
     },
     /// The state directory cannot be used.
     #[error(transparent)]
@@ -133,6 +152,10 @@ pub enum Error {
         /// The first.
         first: Box<Step>,
     },
+}
+
+fn steps_of(spoiled: &[StepError]) -> String {
+    spoiled.iter().map(|failed| failed.step.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// A policy that passed every check.
@@ -264,6 +287,11 @@ impl Orchestrator {
             planned = self.planned(planned.checked, &store, capabilities)?;
             match planned.plan.steps.first() {
                 None => break,
+                // Somebody inside spoils it each time; everybody else is served.
+                Some(_) if turn == TURNS && !report.spoiled.is_empty() => {
+                    let spoiled = std::mem::take(&mut report.spoiled);
+                    return Err(Error::Spoiled { report: Box::new(report), spoiled });
+                }
                 Some(step) if turn == TURNS => {
                     return Err(Error::Unfinished { left: planned.plan.steps.len(), first: Box::new(step.clone()) });
                 }
@@ -307,7 +335,35 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan`].
     pub fn status(&self) -> Result<Status, Error> {
-        Ok(Status::of(&self.plan()?))
+        let planned = self.plan()?;
+        let mut status = Status::of(&planned);
+        let linux = self.kernel(&planned.desired.network)?;
+        for service in planned.checked.graph.services() {
+            status.warnings.extend(self.unreachable(&linux, &planned, service)?);
+        }
+        Ok(status)
+    }
+
+    /// Declared ports on which something listens, but on loopback only: nobody else can ever reach it there.
+    fn unreachable(&self, linux: &Linux, planned: &Planned, service: &Service) -> Result<Vec<String>, Error> {
+        let place = Place::Service(service.name.clone());
+        let Some(netns) = place.netns(&planned.desired.network) else { return Ok(Vec::new()) };
+        if service.ports.is_empty() || !planned.observed.namespaces.contains_key(&netns) {
+            return Ok(Vec::new());
+        }
+        let listening = linux.inside(&netns, listeners)?;
+        let only_loopback = service.ports.iter().filter(|(_, ports)| {
+            let mut here = listening.iter().filter(|one| ports.covers(one.protocol, one.port)).peekable();
+            here.peek().is_some() && here.all(|one| one.address.to_canonical().is_loopback())
+        });
+        let address = planned.addresses.service(service.name.as_str()).map(|own| own.v4.to_string());
+        let address = address.unwrap_or_default();
+        Ok(only_loopback
+            .map(|(name, ports)| {
+                let port = format!("{}:{name} ({ports})", service.name);
+                format!("{port} listens on loopback only, where nobody reaches it: let it bind {address} or 0.0.0.0")
+            })
+            .collect())
     }
 
     /// Which network is meant: the policy's, else the only one that the state directory knows.
@@ -364,6 +420,7 @@ impl Orchestrator {
         capabilities: Capabilities,
     ) -> Result<Planned, Error> {
         let graph = &checked.graph;
+        pool_is_free(graph, &observed)?;
         let addresses = AddressPlan::assign(graph, book, now(), self.options.renumber)?;
         let (desired, next_index) = Desired::new(graph, &addresses, &observed, capabilities, book.next_index);
         if let Some(netns) = observed.foreign.iter().find(|netns| wants(&desired, netns)) {
@@ -401,6 +458,21 @@ pub struct Removed {
     pub report: Report,
 }
 
+fn pool_is_free(graph: &AllowGraph, observed: &Observed) -> Result<(), Error> {
+    let network = graph.network();
+    let pools = [Some(IpNetwork::V4(network.pool4)), network.pool6.map(IpNetwork::V6)];
+    let host = &observed.host;
+    let taken: Vec<IpNetwork> =
+        host.on_link.iter().copied().chain(host.addresses.iter().map(|a| (*a).into())).collect();
+    for pool in pools.into_iter().flatten() {
+        if let Some(taken) = taken.iter().find(|taken| taken.contains(pool.network()) || pool.contains(taken.network()))
+        {
+            return Err(Error::PoolTaken { pool, taken: *taken });
+        }
+    }
+    Ok(())
+}
+
 fn wants(desired: &Desired, netns: &str) -> bool {
     desired.fabric_netns() == netns || desired.wires.values().any(|wire| wire.netns.as_deref() == Some(netns))
 }
@@ -414,6 +486,7 @@ fn run(linux: &Linux, plan: &Plan, store: &Store, report: &mut Report, last: boo
     let recording = Recording { linux, store };
     let mut turn = reconcile::turn(&recording, plan);
     report.done.append(&mut turn.done);
+    report.spoiled = turn.spoiled;
     match turn.failed {
         None => Ok(()),
         // Somebody else changed rules in a namespace of ours: look again, and do what is left.

@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netns_policy::changes::{Change, observed_names};
 use netns_policy::graph::{Edge, Origin, Outbound, Target};
+use netns_policy::observed::Observed;
 use netns_policy::plan::Step;
-use netns_policy::port::Ports;
-use netns_policy::ruleset::{Count, Counters};
+use netns_policy::port::{Ports, Protocol};
+use netns_policy::ruleset::{Count, Key};
 use netns_policy::topology::Place;
 use serde::Serialize;
 
@@ -28,6 +29,8 @@ pub struct Status {
     pub exposures: Vec<ExposureStatus>,
     /// Differences between the kernel and the policy.
     pub drift: Vec<String>,
+    /// What is as the policy says and yet not as anybody would want it.
+    pub warnings: Vec<String>,
 }
 
 /// One service.
@@ -100,10 +103,11 @@ impl Status {
     /// The status that follows from a plan that was just made.
     pub fn of(planned: &Planned) -> Self {
         let graph = &planned.checked.graph;
+        let counts = Counts::new(&planned.observed);
         Self {
             network: graph.network().name.to_string(),
             services: graph.services().filter_map(|service| service_status(planned, service)).collect(),
-            edges: graph.edges().iter().map(|edge| edge_status(planned, edge)).collect(),
+            edges: graph.edges().iter().map(|edge| edge_status(&counts, edge)).collect(),
             outbound: graph
                 .services()
                 .filter(|service| !service.outbound.stays_inside())
@@ -120,6 +124,7 @@ impl Status {
                 })
                 .collect(),
             drift: drift(planned),
+            warnings: Vec::new(),
         }
     }
 }
@@ -147,8 +152,8 @@ pub fn words(outbound: &Outbound) -> Vec<String> {
     words
 }
 
-fn edge_status(planned: &Planned, edge: &Edge) -> EdgeStatus {
-    let (there, back) = edge_count(planned, edge);
+fn edge_status(counts: &Counts, edge: &Edge) -> EdgeStatus {
+    let (there, back) = counts.of(edge);
     EdgeStatus {
         from: edge.from.to_string(),
         to: edge.to.to_string(),
@@ -163,52 +168,74 @@ fn edge_status(planned: &Planned, edge: &Edge) -> EdgeStatus {
     }
 }
 
-/// What passed on an edge, there and back, as the panel's elements counted it.
-pub fn edge_count(planned: &Planned, edge: &Edge) -> (Count, Count) {
-    let names = observed_names(&planned.observed);
-    let name = |place: &Place| place.long_name();
-    let from = match &edge.from {
-        Origin::Host => name(&Place::Host),
-        Origin::Service(service) => service.to_string(),
-    };
-    let to = match &edge.to {
-        Target::Host => name(&Place::Host),
-        Target::Service(service) => service.to_string(),
-    };
-    let index = |wanted: &str| names.iter().find(|(_, name)| *name == wanted).map(|(index, _)| *index);
-    let (Some(from), Some(to)) = (index(&from), index(&to)) else { return Default::default() };
-    let sum = |stem: &str, wire: u32, other: u32| total(&planned.observed.counters, stem, wire, other, edge, planned);
-    let there = add(sum("edges", from, to), sum("edge_ranges", from, to));
-    let back = add(sum("replies", to, from), sum("reply_ranges", to, from));
-    (there, back)
+/// What the panel's elements have counted, by the pair of wires that they join.
+#[derive(Debug)]
+pub struct Counts {
+    pairs: BTreeMap<(String, String), Vec<Counted>>,
 }
 
-fn total(counters: &Counters, stem: &str, wire: u32, other: u32, edge: &Edge, planned: &Planned) -> Count {
-    let ours = counters.iter().filter(|((_, set, key), _)| {
-        set.trim_end_matches(['4', '6']) == stem
-            && key.from.get(..4) == Some(&wire.to_ne_bytes()[..])
-            && element_ports(&key.from, key.to.as_deref()).is_some_and(|ports| ports.overlaps(&edge.ports))
-            && leads_to(planned, set, key, other)
-    });
-    ours.fold(Count::default(), |sum, (_, count)| add(sum, *count))
+#[derive(Debug)]
+struct Counted {
+    reply: bool,
+    ports: Ports,
+    count: Count,
 }
 
-fn leads_to(planned: &Planned, set: &str, key: &netns_policy::ruleset::Key, other: u32) -> bool {
-    let tables = planned.observed.fabric.iter().flat_map(|fabric| fabric.rules.tables.values());
-    let value = tables.filter_map(|table| table.sets.get(set)?.elements.get(key)?.clone()).next();
-    value.as_deref() == Some(&other.to_ne_bytes()[..])
+impl Counts {
+    /// From what was observed: one pass over the elements.
+    pub fn new(observed: &Observed) -> Self {
+        let names = observed_names(observed);
+        let mut pairs: BTreeMap<(String, String), Vec<Counted>> = BTreeMap::new();
+        let tables = observed.fabric.iter().flat_map(|fabric| &fabric.rules.tables);
+        let sets = tables.flat_map(|((_, table), body)| body.sets.iter().map(move |(name, set)| (table, name, set)));
+        for (table, name, set) in sets {
+            let reply = match name.trim_end_matches(['4', '6']) {
+                "edges" | "edge_ranges" => false,
+                "replies" | "reply_ranges" => true,
+                _ => continue,
+            };
+            for (key, out) in &set.elements {
+                let count = observed.counters.get(&(table.clone(), name.clone(), key.clone()));
+                let wire = |bytes: &[u8]| names.get(&u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).cloned();
+                let joined = || Some((wire(&key.from)?, wire(out.as_deref()?)?, element_ports(key)?));
+                if let (Some(count), Some((from, to, ports))) = (count, joined()) {
+                    let pair = if reply { (to, from) } else { (from, to) };
+                    pairs.entry(pair).or_default().push(Counted { reply, ports, count: *count });
+                }
+            }
+        }
+        Self { pairs }
+    }
+
+    /// What passed on an edge, there and back, both families together.
+    pub fn of(&self, edge: &Edge) -> (Count, Count) {
+        let from = match &edge.from {
+            Origin::Host => Place::Host.long_name(),
+            Origin::Service(service) => service.to_string(),
+        };
+        let to = match &edge.to {
+            Target::Host => Place::Host.long_name(),
+            Target::Service(service) => service.to_string(),
+        };
+        let counted = self.pairs.get(&(from, to)).map_or(&[][..], Vec::as_slice);
+        let sum = |reply: bool| {
+            let ours = counted.iter().filter(|one| one.reply == reply && one.ports.overlaps(&edge.ports));
+            ours.fold(Count::default(), |sum, one| add(sum, one.count))
+        };
+        (sum(false), sum(true))
+    }
 }
 
 /// The last two fields of a key are protocol and port, each padded to four bytes.
-fn element_ports(from: &[u8], to: Option<&[u8]>) -> Option<Ports> {
-    let at = from.len().checked_sub(8)?;
-    let protocol = match from.get(at)? {
-        6 => netns_policy::port::Protocol::Tcp,
-        17 => netns_policy::port::Protocol::Udp,
+fn element_ports(key: &Key) -> Option<Ports> {
+    let at = key.from.len().checked_sub(8)?;
+    let protocol = match key.from.get(at)? {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
         _ => return None,
     };
-    let port = |key: &[u8]| Some(u16::from_be_bytes(key.get(at + 4..at + 6)?.try_into().ok()?));
-    Ports::new(protocol, port(from)?, port(to.unwrap_or(from))?).ok()
+    let port = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(at + 4..at + 6)?.try_into().ok()?));
+    Ports::new(protocol, port(&key.from)?, port(key.to.as_ref().unwrap_or(&key.from))?).ok()
 }
 
 fn add(a: Count, b: Count) -> Count {
@@ -223,6 +250,8 @@ pub fn drift(planned: &Planned) -> Vec<String> {
     drift.extend(planned.plan.steps.iter().filter(|step| !quiet(step)).map(ToString::to_string));
     let fabric = planned.observed.fabric.iter().flat_map(|fabric| &fabric.foreign_tables);
     drift.extend(fabric.map(|(family, name)| format!("foreign table {family} {name} in the fabric")));
+    let restless = planned.observed.namespaces.iter().filter(|(_, namespace)| namespace.restless);
+    drift.extend(restless.map(|(netns, _)| format!("somebody changes the rules inside {netns} without pause")));
     drift.extend(planned.observed.foreign.iter().map(|netns| format!("foreign namespace {netns}")));
     drift
 }

@@ -163,7 +163,7 @@ impl Desired {
             leg: uplink.then(|| leg(network, addresses, host)),
             host_route: indexes.contains_key(&Place::Host).then(|| host_route(network, addresses)),
             sysctls: if uplink { sysctls(graph, host) } else { Vec::new() },
-            files: graph.services().map(|s| (s.name.clone(), files(graph, addresses, s))).collect(),
+            files: graph.services().map(|s| (s.name.clone(), files(&source, s))).collect(),
             wires,
         };
         (desired, next_index)
@@ -300,7 +300,8 @@ fn sysctls(graph: &AllowGraph, host: &HostNetwork) -> Vec<(String, String)> {
     sysctls
 }
 
-fn files(graph: &AllowGraph, addresses: &AddressPlan, service: &Service) -> Files {
+fn files(source: &Source, service: &Service) -> Files {
+    let (graph, addresses) = (source.graph, source.addresses);
     let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost\n");
     let mut line = |address: IpAddr, name: &str| {
         writeln!(hosts, "{address} {name}").expect("writing to a string does not fail");
@@ -311,7 +312,7 @@ fn files(graph: &AllowGraph, addresses: &AddressPlan, service: &Service) -> File
     for (name, reached) in neighbours(graph, addresses, service) {
         reached.iter().for_each(|address| line(address, &name));
     }
-    let resolver = resolver(graph, addresses, service);
+    let resolver = resolver(source, service);
     let nameservers: String = resolver.iter().map(|address| format!("nameserver {address}\n")).collect();
     let dns = if resolver.is_empty() { "" } else { " dns" };
     Files {
@@ -336,10 +337,17 @@ pub fn neighbours(graph: &AllowGraph, addresses: &AddressPlan, service: &Service
     .collect()
 }
 
-fn resolver(graph: &AllowGraph, addresses: &AddressPlan, service: &Service) -> Vec<IpAddr> {
+/// Where `service` asks. In the uplink a question is sent on to a resolver of its own family, so an address without one
+/// behind it would only cost time; while none is known yet, IPv4 stands in.
+fn resolver(source: &Source, service: &Service) -> Vec<IpAddr> {
+    let (graph, addresses) = (source.graph, source.addresses);
     let of = |addresses: Option<Addresses>| addresses.iter().flat_map(|a| a.iter().collect::<Vec<_>>()).collect();
     match service.dns {
-        Dns::Direct => of(Some(addresses.resolver())),
+        Dns::Direct => {
+            let answered = |address: &IpAddr| source.resolvers().iter().any(|r| r.is_ipv4() == address.is_ipv4());
+            let served: Vec<IpAddr> = addresses.resolver().iter().filter(answered).collect();
+            if served.is_empty() { vec![addresses.resolver().v4.into()] } else { served }
+        }
         Dns::None | Dns::Names => Vec::new(),
         Dns::Tor => {
             let tor = graph.services().find(|service| service.is_tor);

@@ -16,7 +16,7 @@ pub struct HostNetwork {
     pub mtu: u32,
     /// Every address of the host that is not loopback, link-local or of ours.
     pub addresses: BTreeSet<IpAddr>,
-    /// Prefixes that are on a link of the host, ours and link-local ones left out.
+    /// Prefixes that are on a link of the host, this network's and link-local ones left out.
     pub on_link: BTreeSet<IpNetwork>,
     /// The resolvers that the host uses and that a forwarded packet can reach (loopback ones left out).
     pub resolvers: Vec<IpAddr>,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::desired::{Files, HostRoute, Route, Wire};
-use crate::name::ServiceName;
+use crate::desired::{Files, HostRoute, Route, Wire, alias};
+use crate::name::{NetworkName, ServiceName};
 use crate::network::HostNetwork;
 use crate::ruleset::{Counters, Family, Ruleset};
 use crate::topology::Place;
@@ -47,8 +47,8 @@ pub struct Namespace {
     pub foreign_tables: BTreeSet<(String, String)>,
     /// Generation of its nftables.
     pub generation: u32,
-    /// The sysctls in force, by path below `/proc/sys`.
-    pub sysctls: BTreeMap<String, String>,
+    /// Its rules could not be read: somebody inside changes them without pause. [`Namespace::rules`] is empty then.
+    pub restless: bool,
 }
 
 /// One link.
@@ -116,6 +116,12 @@ impl Observed {
             (_, Some(netns)) => self.namespaces.get(netns).map(|ns| ns.rules.clone()).unwrap_or_default(),
             (_, None) => Ruleset::default(),
         }
+    }
+
+    /// Whether the fabric, where no process lives, knows a wire of the place with this name.
+    pub fn fabric_knows(&self, network: &NetworkName, place: &str) -> bool {
+        let marked = Some(alias(network, place));
+        self.fabric.iter().flat_map(|fabric| fabric.links.values()).any(|link| link.alias == marked)
     }
 
     /// Whether nothing of the network exists.

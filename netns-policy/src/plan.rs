@@ -385,8 +385,16 @@ impl Steps<'_> {
     }
 
     /// Places whose rules are ours to change and that stay.
+    ///
+    /// A service whose rules never hold still is passed over: the panel does not depend on it, and one that is hostile
+    /// must not keep the turn from the others.
     fn sites(&self) -> Vec<Place> {
-        self.desired.locks.keys().cloned().collect()
+        let still = |place: &&Place| !self.netns(place).is_some_and(|netns| self.is_restless(netns));
+        self.desired.locks.keys().filter(still).cloned().collect()
+    }
+
+    fn is_restless(&self, netns: &str) -> bool {
+        self.observed.namespaces.get(netns).is_some_and(|namespace| namespace.restless)
     }
 
     fn netns(&self, place: &Place) -> Option<&str> {

@@ -425,8 +425,10 @@ fn delete_files(linux: &Linux, netns: &str) -> Result<(), KernelError> {
     match fs::remove_dir_all(&directory) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &directory)(e)),
         _ => {
-            // The network's own directory goes with its last service.
-            directory.parent().map(fs::remove_dir);
+            // Empty directories go with the last service; one with something in it stays, whosever that is.
+            fs::remove_dir(linux.run_directory.join(linux.network.as_str())).ok();
+            fs::remove_dir(&linux.run_directory).ok();
+            linux.etc_netns.as_deref().map(fs::remove_dir);
             Ok(())
         }
     }

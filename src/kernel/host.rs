@@ -35,7 +35,11 @@ pub(super) fn network(linux: &Linux) -> Result<HostNetwork, KernelError> {
         let direct = route.gateway.is_none() && route.kind == RouteType::Unicast && route.destination.prefix() > 0;
         direct && route.protocol != PROTOCOL && !route.link.is_some_and(ours) && !is_link_local(route.destination.ip())
     });
-    let on_link = on_link.map(|route| route.destination).filter(|to| !to.ip().is_multicast()).collect();
+    // The pools of other networks of ours are their own business too.
+    let (_, priority) = netns_policy::desired::host_route_numbers(&linux.network);
+    let others = rtnl.rules()?.into_iter().filter(|rule| rule.protocol == PROTOCOL && rule.priority != priority);
+    let on_link = on_link.map(|route| route.destination).filter(|to| !to.ip().is_multicast());
+    let on_link = on_link.chain(others.map(|rule| rule.to)).collect();
     let uplinks: BTreeSet<&String> = uplinks4.iter().chain(&uplinks6).collect();
     let mtu = links.iter().filter(|link| uplinks.contains(&link.name)).map(|link| link.mtu).min();
     Ok(HostNetwork {

@@ -8,6 +8,7 @@ pub use apply::occupants;
 pub mod conntrack;
 mod host;
 pub mod link;
+pub mod listener;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

@@ -19,23 +19,27 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
     let mut observed = Observed { host: host::network(linux)?, ..Observed::default() };
     let directory = &linux.netns_directory;
     let names = netns::pinned(directory).map_err(super::file_error("read", directory))?;
-    let fabric = fabric_netns(&linux.network);
-    for name in names.into_iter().filter(|name| is_netns_of(&linux.network, name)) {
-        let seen = linux.inside(&name, || namespace().map_err(io::Error::other));
-        match seen {
-            Ok(seen) if is_ours(linux, &seen.alias) => {
-                if name == fabric {
-                    observed.counters = seen.counters;
-                    observed.fabric = Some(seen.namespace);
-                } else {
-                    observed.namespaces.insert(name, seen.namespace);
-                }
+    let (fabric, others): (Vec<_>, Vec<_>) = names
+        .into_iter()
+        .filter(|name| is_netns_of(&linux.network, name))
+        .partition(|name| *name == fabric_netns(&linux.network));
+    // The fabric first: what it says of the others, nobody inside them can change.
+    for name in fabric {
+        match look(linux, &name)? {
+            Some(seen) if is_ours(linux, &seen) => {
+                observed.counters = seen.counters;
+                observed.fabric = Some(seen.namespace);
             }
-            // A file that is no namespace is somebody's too.
-            Ok(_) | Err(KernelError::Inside { .. }) => {
-                observed.foreign.insert(name);
+            _ => drop(observed.foreign.insert(name)),
+        }
+    }
+    for name in others {
+        let place = name.strip_prefix(linux.network.as_str()).unwrap_or_default().trim_start_matches('-');
+        match look(linux, &name)? {
+            Some(seen) if is_ours(linux, &seen) || observed.fabric_knows(&linux.network, place) => {
+                observed.namespaces.insert(name, seen.namespace);
             }
-            Err(e) => return Err(e),
+            _ => drop(observed.foreign.insert(name)),
         }
     }
     host_side(linux, &mut observed)?;
@@ -43,9 +47,19 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
     Ok(observed)
 }
 
+/// What is in a namespace; nothing when the file is no namespace.
+fn look(linux: &Linux, name: &str) -> Result<Option<Seen>, KernelError> {
+    match linux.inside(name, || namespace().map_err(io::Error::other)) {
+        Ok(seen) => Ok(Some(seen)),
+        // setns(2) says EINVAL of a file that is something else.
+        Err(KernelError::Inside { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 /// The loopback link of a namespace that we made says so.
-fn is_ours(linux: &Linux, alias: &Option<String>) -> bool {
-    alias.as_deref().is_some_and(|alias| alias.starts_with(&format!("nsctl:{}:", linux.network)))
+fn is_ours(linux: &Linux, seen: &Seen) -> bool {
+    seen.alias.as_deref().is_some_and(|alias| alias.starts_with(&format!("nsctl:{}:", linux.network)))
 }
 
 struct Seen {
@@ -61,11 +75,16 @@ fn namespace() -> Result<Seen, KernelError> {
     let alias = links.iter().find(|link| link.index == LOOPBACK).and_then(|link| link.alias.clone());
     let mut named = named_links(&mut rtnl, links)?;
     named.remove("lo");
-    let Dump { ruleset, counters, generation, tables, .. } = dump(|name| name == TABLE)?;
+    let (seen, restless) = match dump(|name| name == TABLE) {
+        Ok(seen) => (seen, false),
+        Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::Interrupted => (Dump::default(), true),
+        Err(e) => return Err(e),
+    };
+    let Dump { ruleset, counters, generation, tables, .. } = seen;
     let ours = ruleset.tables.keys().map(|(family, name)| (family_name(*family), name.clone())).collect();
     let all: BTreeSet<(String, String)> = tables.into_iter().collect();
     let foreign_tables = all.difference(&ours).cloned().collect();
-    let namespace = Namespace { links: named, rules: ruleset, foreign_tables, generation, sysctls: BTreeMap::new() };
+    let namespace = Namespace { links: named, rules: ruleset, foreign_tables, generation, restless };
     Ok(Seen { namespace, alias, counters })
 }
 

@@ -14,7 +14,11 @@ fn main() -> ExitCode {
         Err(e) => {
             // Help and version are answers; anything else is a mistake of the caller.
             let code = if e.use_stderr() { 2 } else { 0 };
-            e.print().ok();
+            if code == 2 && std::env::args_os().any(|arg| arg == "--json") {
+                output::misuse(&e.to_string());
+            } else {
+                e.print().ok();
+            }
             return ExitCode::from(code);
         }
     };

@@ -55,9 +55,22 @@ pub fn failure(error: &Error, as_json: bool) -> ExitCode {
     ExitCode::from(exit_code(error))
 }
 
+/// Says as JSON that the command line is wrong.
+pub fn misuse(message: &str) {
+    let message = message.trim_end().trim_start_matches("error: ");
+    answer(&json!({ "errors": [{
+        "code": "E0911", "file": null, "line": null, "column": null, "message": message, "help": "nsctl --help",
+    }] }));
+}
+
 fn exit_code(error: &Error) -> u8 {
     match error {
-        Error::Address(_) | Error::NoNetwork { .. } | Error::Policy(_) | Error::Read(_) | Error::Usage { .. } => 2,
+        Error::Address(_)
+        | Error::NoNetwork { .. }
+        | Error::Policy(_)
+        | Error::PoolTaken { .. }
+        | Error::Read(_)
+        | Error::Usage { .. } => 2,
         _ => 1,
     }
 }
@@ -116,9 +129,10 @@ fn code(error: &Error) -> &'static str {
         Error::Address(e) => e.code(),
         Error::Demo { .. } | Error::Verify(_) => "E0913",
         Error::Foreign { .. } => "E0218",
-        Error::Kernel(_) | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
+        Error::Kernel(_) | Error::Spoiled { .. } | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",
         Error::Policy(_) => "E0100",
+        Error::PoolTaken { .. } => "E0501",
         Error::Probe(_) | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.code(),
         Error::Store(e) => e.code(),
@@ -132,10 +146,14 @@ fn help(error: &Error) -> Option<String> {
         Error::Address(e) => Some(e.help().to_owned()),
         Error::Foreign { netns } => Some(format!("remove it (`ip netns del {netns}`), or give [network] another name")),
         Error::NoNetwork { .. } => Some("name a policy with --policy".into()),
+        Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
         Error::Read(e) => Some(e.help().to_owned()),
         Error::Step { .. } | Error::Unfinished { .. } => {
             Some("nothing is open that the policy does not allow; run `nsctl apply` again to finish".into())
         }
+        Error::Spoiled { .. } => Some(
+            "somebody with CAP_NET_ADMIN inside changes the rules there: stop that service, then apply again".into(),
+        ),
         Error::Store(e) => Some(e.help().to_owned()),
         Error::Unprivileged { .. } => Some("run it as root, for example with sudo".into()),
         _ => None,

@@ -68,6 +68,12 @@ impl Source<'_> {
         panel::compile(self)
     }
 
+    /// The resolvers that `dns = "direct"` ends at: those of the policy, else the host's.
+    pub fn resolvers(&self) -> &[std::net::IpAddr] {
+        let written = &self.graph.network().resolvers;
+        if written.is_empty() { &self.host.resolvers } else { written }
+    }
+
     /// The second lock of the namespace of `place`; for the host, the table of ours there.
     pub fn lock(&self, place: &Place) -> Ruleset {
         match place {

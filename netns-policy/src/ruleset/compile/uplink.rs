@@ -83,9 +83,7 @@ fn host(source: &Source, v: Version) -> Set {
 
 /// The resolvers to which questions are sent on.
 pub(super) fn resolvers(source: &Source, v: Version) -> Vec<IpAddr> {
-    let written = &source.graph.network().resolvers;
-    let chosen = if written.is_empty() { &source.host.resolvers } else { written };
-    chosen.iter().copied().filter(|address| Version::of(*address) == v).take(1).collect()
+    source.resolvers().iter().copied().filter(|address| Version::of(*address) == v).take(1).collect()
 }
 
 fn input() -> Vec<Rule> {

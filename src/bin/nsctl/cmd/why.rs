@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use netns_policy::explain::explain;
 use netns_policy::graph::{AllowGraph, Origin, Target};
 use netns_policy::port::Protocol;
-use nsctl::status::edge_count;
+use nsctl::status::Counts;
 use nsctl::{Error, Orchestrator};
 use serde_json::json;
 
@@ -49,6 +49,6 @@ fn passed(nsctl: &Orchestrator, graph: &AllowGraph, from: &str, to: &str, port: 
     })?;
     let planned = nsctl.plan().ok()?;
     planned.observed.fabric.as_ref()?;
-    let (there, _) = edge_count(&planned, edge);
+    let (there, _) = Counts::new(&planned.observed).of(edge);
     Some((there.packets, there.bytes))
 }
