@@ -13,6 +13,7 @@ use netns_policy::graph::{AllowGraph, Service};
 use netns_policy::name::NetworkName;
 use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
+use netns_policy::port::Protocol;
 use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::Place;
 use thiserror::Error;
@@ -348,12 +349,14 @@ impl Orchestrator {
     fn unreachable(&self, linux: &Linux, planned: &Planned, service: &Service) -> Result<Vec<String>, Error> {
         let place = Place::Service(service.name.clone());
         let Some(netns) = place.netns(&planned.desired.network) else { return Ok(Vec::new()) };
-        if service.ports.is_empty() || !planned.observed.namespaces.contains_key(&netns) {
+        if service.ports.values().all(|ports| ports.protocol() != Protocol::Tcp)
+            || !planned.observed.namespaces.contains_key(&netns)
+        {
             return Ok(Vec::new());
         }
         let listening = linux.inside(&netns, listeners)?;
         let only_loopback = service.ports.iter().filter(|(_, ports)| {
-            let mut here = listening.iter().filter(|one| ports.covers(one.protocol, one.port)).peekable();
+            let mut here = listening.iter().filter(|one| ports.covers(Protocol::Tcp, one.port)).peekable();
             here.peek().is_some() && here.all(|one| one.address.to_canonical().is_loopback())
         });
         let address = planned.addresses.service(service.name.as_str()).map(|own| own.v4.to_string());

@@ -1,16 +1,24 @@
-//! Who listens where, as proc_net(5) tells it.
+//! Who listens on TCP in a namespace, as sock_diag(7) tells it.
+//!
+//! Not by proc_net(5): reading `/proc/net/tcp` walks every connection of the machine, ten milliseconds a namespace.
 
-use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use netns_policy::port::Protocol;
+use netlink_packet_core::{DecodeError, Emitable, NLM_F_DUMP, Parseable};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
-/// A socket that waits for somebody.
+use super::netlink::NetlinkError;
+use super::socket::{NetlinkSocket, Packed};
+
+/// `SOCK_DIAG_BY_FAMILY`.
+const BY_FAMILY: u16 = 20;
+
+/// A TCP socket in the state `LISTEN`.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Listener {
-    /// TCP in the state `LISTEN`, or UDP without a peer.
-    pub protocol: Protocol,
     /// The local address; unspecified for any.
     pub address: IpAddr,
     /// The local port.
@@ -21,48 +29,26 @@ pub struct Listener {
 ///
 /// # Errors
 ///
-/// When `/proc` is not there. A kernel without IPv6 has no files for it.
+/// When the kernel has no `inet_diag` (`CONFIG_INET_DIAG`, a module in most distributions).
 pub fn listeners() -> io::Result<Vec<Listener>> {
-    let files = [("tcp", Protocol::Tcp), ("tcp6", Protocol::Tcp), ("udp", Protocol::Udp), ("udp6", Protocol::Udp)];
-    let mut all = Vec::new();
-    for (file, protocol) in files {
-        match fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
-            Ok(text) => all.extend(text.lines().skip(1).filter_map(|line| listener(line, protocol))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && file.ends_with('6') => {}
-            Err(e) => return Err(e),
-        }
-    }
+    let mut socket = NetlinkSocket::open(NETLINK_SOCK_DIAG)?;
+    let mut all = listed(&mut socket, AF_INET)?;
+    all.extend(listed(&mut socket, AF_INET6)?);
     Ok(all)
 }
 
-/// `TCP_LISTEN`, and the state of a UDP socket that is not connected (`TCP_CLOSE`).
-fn waits(protocol: Protocol, state: &str) -> bool {
-    match protocol {
-        Protocol::Tcp => state == "0A",
-        Protocol::Udp => state == "07",
-    }
+fn listed(socket: &mut NetlinkSocket, family: u8) -> Result<Vec<Listener>, NetlinkError> {
+    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    let states = StateFlags::LISTEN;
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id };
+    let mut payload = vec![0; request.buffer_len()];
+    request.emit(&mut payload);
+    socket.dump("list listeners", &Packed::new(BY_FAMILY, NLM_F_DUMP, payload), |_, payload| decode(payload))
 }
 
-fn listener(line: &str, protocol: Protocol) -> Option<Listener> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
-    let (address, port) = local.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    waits(protocol, state).then_some(Listener { protocol, address: self::address(address)?, port })
-}
-
-/// Words of 32 bits, each printed as the number that the machine's own byte order makes of it.
-fn address(hex: &str) -> Option<IpAddr> {
-    let words = hex
-        .as_bytes()
-        .chunks(8)
-        .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok().map(u32::to_ne_bytes));
-    let bytes = words.collect::<Option<Vec<[u8; 4]>>>()?.concat();
-    match bytes.len() {
-        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
-        16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()),
-        _ => None,
-    }
+fn decode(payload: &[u8]) -> Result<Option<Listener>, DecodeError> {
+    let id = InetResponse::parse(payload)?.header.socket_id;
+    Ok(Some(Listener { address: id.source_address, port: id.source_port }))
 }
 
 #[cfg(test)]
@@ -70,21 +56,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_proc_net_tcp_is_read() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1";
-        let expected = Listener { protocol: Protocol::Tcp, address: Ipv4Addr::LOCALHOST.into(), port: 8080 };
-        // The file is in the byte order of the machine that wrote it; this line is from a little-endian one.
-        if cfg!(target_endian = "little") {
-            assert_eq!(listener(line, Protocol::Tcp), Some(expected));
-        }
-        assert_eq!(listener(&line.replace(" 0A ", " 01 "), Protocol::Tcp), None);
-    }
-
-    #[test]
     fn a_listener_of_this_process_is_found() {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = socket.local_addr().unwrap().port();
-        let here = |one: &Listener| one.port == port && one.address.is_loopback() && one.protocol == Protocol::Tcp;
-        assert!(listeners().unwrap().iter().any(here));
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = std::net::TcpListener::bind(address).unwrap();
+            let wanted = socket.local_addr().unwrap();
+            let here = |one: &Listener| one.port == wanted.port() && one.address == wanted.ip();
+            assert!(listeners().unwrap().iter().any(here), "{wanted} is not listed");
+        }
     }
 }

@@ -40,7 +40,7 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
             output::line(format_args!("{:<24} {target:<32} {}", exposure.way, exposure.state));
         }
     }
-    status.warnings.iter().for_each(|warning| output::talk(warning));
+    status.warnings.iter().for_each(output::talk);
     match status.drift.as_slice() {
         [] => output::line("\nno drift"),
         drift => {
