@@ -47,7 +47,6 @@ pub(super) const STAGES: [&[Trial<Panel>]; 4] = [
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const OPEN: u16 = 1000;
-const SHUT: u16 = 1001;
 const CLIENT_WIRE: u32 = 101;
 const SERVER_WIRE: u32 = 102;
 const UDP: u8 = 17;
@@ -112,17 +111,25 @@ impl Panel {
         }
     }
 
-    /// Whether the panel itself can refuse: a datagram to nowhere is answered at once.
+    /// Whether the panel itself can refuse: what the server sends is answered at once.
+    ///
+    /// The rule hangs on the other wire, so that this change takes nothing away: the kernel would wait with the next
+    /// close(2) until what was taken away is destroyed.
     pub(super) fn refuses(&self) -> bool {
         let before = ruleset(vec![fwd()], Some(map()));
+        let mut after = before.clone();
         let reject = Rule(vec![Expr::Reject(Reject::IcmpAdminProhibited)]);
+        let chain = Chain { hook: Some(ingress(SERVER_WIRE)), rules: vec![reject] };
+        after.tables.values_mut().for_each(|table| {
+            table.chains.insert("refusal".into(), chain.clone());
+        });
         let refused = || -> io::Result<bool> {
-            self.change(&before, &ruleset(vec![fwd(), reject], Some(map())))?;
-            let client = self.client.run(|| UdpSocket::bind((CLIENT, 0)))?;
-            client.connect((SERVER, SHUT))?;
-            client.set_read_timeout(Some(PATIENCE))?;
-            client.send(b"probe")?;
-            let answer = client.recv(&mut [0; 16]);
+            self.change(&before, &after)?;
+            let server = self.server.run(|| UdpSocket::bind((SERVER, 0)))?;
+            server.connect((CLIENT, OPEN))?;
+            server.set_read_timeout(Some(PATIENCE))?;
+            server.send(b"probe")?;
+            let answer = server.recv(&mut [0; 16]);
             Ok(answer.is_err_and(|e| e.kind() == ErrorKind::HostUnreachable))
         };
         refused().unwrap_or(false)
@@ -159,18 +166,21 @@ fn outer(index: u32) -> String {
     format!("probe{index}")
 }
 
-/// The panel with these rules, and a map when they ask one.
-fn ruleset(rules: Vec<Rule>, map: Option<Set>) -> Ruleset {
-    let hook = Hook {
+fn ingress(wire: u32) -> Hook {
+    Hook {
         kind: ChainKind::Filter,
         point: HookPoint::Ingress,
-        device: Some(outer(CLIENT_WIRE)),
+        device: Some(outer(wire)),
         priority: 0,
         policy_accept: false,
-    };
+    }
+}
+
+/// The panel with these rules, and a map when they ask one.
+fn ruleset(rules: Vec<Rule>, map: Option<Set>) -> Ruleset {
     let goto = Rule(vec![Expr::Verdict(Verdict::Goto("panel".into()))]);
     let chains = BTreeMap::from([
-        ("wire".to_owned(), Chain { hook: Some(hook), rules: vec![goto] }),
+        ("wire".to_owned(), Chain { hook: Some(ingress(CLIENT_WIRE)), rules: vec![goto] }),
         ("panel".to_owned(), Chain { hook: None, rules }),
     ]);
     let sets = map.into_iter().map(|map| (MAP.to_owned(), map)).collect();
