@@ -69,6 +69,12 @@ pub enum Error {
         /// Its name.
         netns: String,
     },
+    /// The demonstration did not show what it promises.
+    #[error("the demo failed: {what}")]
+    Demo {
+        /// What was seen.
+        what: String,
+    },
     /// The kernel cannot be asked.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -87,11 +93,14 @@ pub enum Error {
     /// The policy cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// There is no sandbox to be had.
+    #[error(transparent)]
+    Sandbox(Box<crate::sandbox::SandboxError>),
     /// A step failed; what was done until then is in the report.
     #[error("the turn was cut short after {} of its steps", report.done.len())]
     Step {
         /// What was done.
-        report: Report,
+        report: Box<Report>,
         /// What failed.
         #[source]
         source: Box<StepError>,
@@ -99,6 +108,23 @@ pub enum Error {
     /// The state directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The caller may not do this.
+    #[error("{verb} needs {capability}")]
+    Unprivileged {
+        /// What was to be done.
+        verb: &'static str,
+        /// What is missing.
+        capability: &'static str,
+    },
+    /// The caller asked for something that there is not.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The connections cannot be tried.
+    #[error(transparent)]
+    Verify(Box<crate::matrix::MatrixError>),
     /// What was made is not what was to be made.
     #[error("{} steps are still to do after the turn, the first: {first}", left)]
     Unfinished {
@@ -392,7 +418,7 @@ fn run(linux: &Linux, plan: &Plan, store: &Store, report: &mut Report, last: boo
         None => Ok(()),
         // Somebody else changed rules in a namespace of ours: look again, and do what is left.
         Some(StepError { source: KernelError::Nft(NftError::GenerationChanged), .. }) if !last => Ok(()),
-        Some(failed) => Err(Error::Step { report: std::mem::take(report), source: Box::new(failed) }),
+        Some(failed) => Err(Error::Step { report: Box::new(std::mem::take(report)), source: Box::new(failed) }),
     }
 }
 

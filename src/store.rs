@@ -51,6 +51,26 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// The stable code of this error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "E0903",
+            Self::Corrupt { .. } => "E0912",
+            Self::Io { .. } => "E0906",
+        }
+    }
+
+    /// The next move.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "wait until it is done, then run this again",
+            Self::Corrupt { .. } => "move the file away to start anew: services then get new addresses",
+            Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
+        }
+    }
+}
+
 /// The state of one network.
 #[derive(Debug)]
 pub struct Store {

@@ -76,6 +76,27 @@ pub enum AddressError {
     },
 }
 
+impl AddressError {
+    /// The stable code of this error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Exhausted { .. } | Self::TooSmall { .. } => "E0502",
+            Self::Outside { .. } | Self::Taken { .. } => "E0506",
+            Self::PoolChanged { .. } => "E0505",
+        }
+    }
+
+    /// The next move.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::Exhausted { .. } | Self::TooSmall { .. } => "write a larger pool, such as 10.231.0.0/22",
+            Self::Outside { .. } => "fix an address inside the pool, or leave it out to get one",
+            Self::PoolChanged { .. } => "write the old pool again, or accept other addresses with --renumber",
+            Self::Taken { .. } => "fix another address, or leave it out to get one",
+        }
+    }
+}
+
 /// What is recorded in the state directory, so that the next plan gives the same answers.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -84,7 +84,8 @@ fn rights(place: &Place, name: &str, set: &Set) -> Vec<Right> {
     let connection = matches!(stem, "in" | "in_ranges" | "in_echo" | "out" | "out_ranges" | "out_echo");
     let outside = matches!(stem, "direct" | "direct_ports" | "lan" | "reach" | "resolvers");
     // On the host, `lan` is no right of the host's own connections.
-    if !connection && !(outside && *place != Place::Host) {
+    let gives = connection || (outside && *place != Place::Host);
+    if !gives {
         return Vec::new();
     }
     let from_first = stem.starts_with("in") || *place == Place::Uplink;
@@ -97,7 +98,7 @@ fn right(set: &Set, key: &Key, from_first: bool, echo: bool) -> Right {
     let mut at = 0;
     let mut next_is_from = from_first;
     for field in &set.key {
-        let side = |bytes: &[u8]| bytes.get(at..at + field.len()).map(<[u8]>::to_vec).unwrap_or_default();
+        let side = |bytes: &[u8]| bytes.get(at..at + field.width()).map(<[u8]>::to_vec).unwrap_or_default();
         let (lo, hi) = (side(&key.from), side(key.to.as_ref().unwrap_or(&key.from)));
         match field {
             Field::Ipv4Addr | Field::Ipv6Addr => {

@@ -1,7 +1,8 @@
 //! What is wrong with a policy, or doubtful, and where.
 //!
-//! A [`Finding`] has a stable code, a place in a file, and where possible the next move. Codes that begin with `E` refuse
-//! the policy, codes that begin with `W` do not. The text of a secret is masked before a finding can show it.
+//! A [`Finding`] has a stable code, a place in a file, and where possible the next move. Codes that begin with `E`
+//! refuse the policy, codes that begin with `W` do not. The text of a secret is masked, and characters that a terminal
+//! would act on are replaced, before a finding can show them.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,6 +21,17 @@ pub enum Format {
     Json,
     /// TOML 1.0.
     Toml,
+}
+
+impl Format {
+    /// The format of a file with this extension, if a policy can be in it.
+    pub fn of_extension(extension: &str) -> Option<Self> {
+        match extension {
+            "json" => Some(Self::Json),
+            "toml" => Some(Self::Toml),
+            _ => None,
+        }
+    }
 }
 
 /// One file of a policy.

@@ -3,11 +3,16 @@
 //! Pure: text in, plan out. No file, socket, process, clock or randomness is touched here, so that everything in this
 //! crate can be tested, proved and replayed without a kernel.
 
+// Rules written by hand are shared between the unit tests and those of tests/, which say `netns_policy`.
+#[cfg(test)]
+extern crate self as netns_policy;
+
 pub mod address;
 pub mod changes;
 pub mod cut;
 pub mod desired;
 pub mod diagnostic;
+pub mod explain;
 pub mod exposure;
 pub mod graph;
 mod lint;
@@ -15,6 +20,7 @@ pub mod name;
 pub mod network;
 pub mod never;
 pub mod observed;
+pub mod packet;
 pub mod plan;
 pub mod port;
 mod resolve;

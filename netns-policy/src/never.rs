@@ -71,18 +71,20 @@ impl Never {
     pub fn breaches(&self, graph: &AllowGraph) -> Vec<Breach> {
         let mut walk = Walk::new(self, graph);
         self.from.iter().for_each(|start| walk.begin(start));
-        while let Some(service) = walk.next.pop_front() {
+        while let Some(service) = walk.next.pop_front().filter(|_| self.path.is_some()) {
             walk.go_on(service);
         }
         walk.found
     }
 
     fn forbids(&self, to: &Target, ports: Ports) -> bool {
-        self.to.iter().any(|goal| match goal {
-            Goal::Inside(target, None) => target == to,
-            Goal::Inside(target, Some(goal)) => target == to && goal.overlaps(&ports),
-            Goal::Lan | Goal::Wan => false,
-        })
+        // `None` sorts before every port, so this is the first goal that is about `to`.
+        let goals = self.to.range(Goal::Inside(to.clone(), None)..);
+        let mut about = goals.map_while(|goal| match goal {
+            Goal::Inside(target, ports) if target == to => Some(ports),
+            _ => None,
+        });
+        about.any(|goal| goal.is_none_or(|goal| goal.overlaps(&ports)))
     }
 }
 
@@ -140,13 +142,14 @@ impl<'a> Walk<'a> {
     }
 
     fn edges(&mut self, origin: &Origin, chain: &[String]) {
+        let longer = |edge: &Edge| chain.iter().cloned().chain([target_text(edge)]).collect::<Vec<String>>();
         for edge in self.graph.edges_from(origin) {
-            let chain: Vec<String> = chain.iter().cloned().chain([target_text(edge)]).collect();
             if self.never.forbids(&edge.to, edge.ports) && self.reported.insert(edge.key()) {
-                self.found.push(Breach { chain: chain.clone(), at: edge.at.clone() });
+                self.found.push(Breach { chain: longer(edge), at: edge.at.clone() });
             }
-            if let Target::Service(service) = &edge.to {
-                self.reach(service, chain);
+            match &edge.to {
+                Target::Service(service) if !self.seen.contains_key(service) => self.reach(service, longer(edge)),
+                _ => {}
             }
         }
     }

@@ -212,7 +212,7 @@ impl Steps<'_> {
             self.rules(Site::Fabric, delta, fabric.generation, Cuts::default());
         }
         for place in self.sites() {
-            let (old, new) = (self.old(&place), self.new(&place));
+            let (old, new) = (self.lock_at(&place), self.lock_of(&place));
             let delta = Delta::between(&old, &new).narrowing();
             let cuts = Cuts::of(&place, &delta, &new);
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), cuts);
@@ -244,7 +244,7 @@ impl Steps<'_> {
             self.steps.push(Step::DeleteNetns { netns: desired.fabric_netns() });
         }
         self.restore();
-        if self.new(&Place::Host).tables.is_empty() && !observed.host_rules.tables.is_empty() {
+        if self.lock_of(&Place::Host).tables.is_empty() && !observed.host_rules.tables.is_empty() {
             let delta = Delta::between(&observed.host_rules, &Ruleset::default());
             self.rules(Site::Place(Place::Host), delta, observed.host_generation, Cuts::default());
         }
@@ -268,7 +268,6 @@ impl Steps<'_> {
         let needed = |path: &str| self.desired.sysctls.iter().any(|(wanted, _)| wanted == path);
         // The last that was set is the first to be set back: forwarding before the router advertisements.
         let before = self.observed.host.before.iter().filter(|(path, _)| !needed(path)).rev();
-        let before = before.filter(|(path, _)| self.observed.host.sysctls.contains_key(*path));
         let steps = before.map(|(path, value)| Step::RestoreSysctl { path: path.clone(), value: value.clone() });
         self.steps.extend(steps.collect::<Vec<_>>());
     }
@@ -287,7 +286,7 @@ impl Steps<'_> {
         }
         for (place, wire) in &desired.wires {
             if let Some(netns) = wire.netns.as_ref().filter(|netns| !observed.namespaces.contains_key(*netns)) {
-                let rules = Delta::between(&Ruleset::default(), &self.new(place)).skeleton(constant);
+                let rules = Delta::between(&Ruleset::default(), &self.lock_of(place)).skeleton(constant);
                 let (place, netns, alias) = (place.clone(), netns.clone(), wire.alias.clone());
                 self.steps.push(Step::CreateNetns { place, netns, alias, rules });
             }
@@ -315,10 +314,10 @@ impl Steps<'_> {
             self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         }
         for place in self.sites() {
-            if self.is_new(&place) || self.new(&place).tables.is_empty() {
+            if self.is_new(&place) || self.lock_of(&place).tables.is_empty() {
                 continue;
             }
-            let delta = Delta::between(&self.old(&place), &self.new(&place)).skeleton(constant);
+            let delta = Delta::between(&self.lock_at(&place), &self.lock_of(&place)).skeleton(constant);
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), Cuts::default());
         }
     }
@@ -368,8 +367,8 @@ impl Steps<'_> {
     fn allow(&mut self) {
         let places: Vec<Place> = self.sites();
         for place in places {
-            let old = if self.is_new(&place) { Ruleset::default() } else { self.old(&place) };
-            let delta = Delta::between(&old, &self.new(&place)).elements_added(constant);
+            let old = if self.is_new(&place) { Ruleset::default() } else { self.lock_at(&place) };
+            let delta = Delta::between(&old, &self.lock_of(&place)).elements_added(constant);
             // Rules of this namespace have changed since it was looked at, by our own steps.
             self.rules(Site::Place(place), delta, 0, Cuts::default());
         }
@@ -398,11 +397,11 @@ impl Steps<'_> {
         self.netns(place).is_some_and(|netns| !self.observed.namespaces.contains_key(netns))
     }
 
-    fn old(&self, place: &Place) -> Ruleset {
+    fn lock_at(&self, place: &Place) -> Ruleset {
         self.observed.rules(place, self.netns(place))
     }
 
-    fn new(&self, place: &Place) -> Ruleset {
+    fn lock_of(&self, place: &Place) -> Ruleset {
         self.desired.locks.get(place).cloned().unwrap_or_default()
     }
 

@@ -32,7 +32,7 @@ use super::route::Route;
 use super::rule::IpRule;
 use super::sysctl::Sysctl;
 use super::wire::{WirePair, set_alias};
-use super::{GROUP, KernelError, Linux, MAC, NET0, PROTOCOL, file_error, link};
+use super::{GROUP, KernelError, LEG_INDEX, Linux, MAC, PROTOCOL, file_error, link};
 
 /// How long a wire may take to let the first packet pass.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,12 +52,19 @@ pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
         Step::RaiseWires(indexes) => in_fabric(linux, indexes, |rtnl, indexes| rtnl.set_up(indexes)),
         Step::Rules { at, delta, generation, cuts } => rules(linux, at, delta, *generation, cuts),
         Step::SetHostRoute(route) => set_host_route(linux, route),
-        Step::SetSysctl { path, value } | Step::RestoreSysctl { path, value } => {
-            Sysctl::at(path).write(value).map_err(|e| file_error("set", Path::new(path))(e.into()))
-        }
+        Step::SetSysctl { path, value } => set_sysctl(path, value),
+        Step::RestoreSysctl { path, value } => match set_sysctl(path, value) {
+            // The link it belonged to is gone, and the setting with it.
+            Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        },
         Step::Settle(indexes) => settle(linux, indexes),
         Step::WriteFiles { service, files } => write_files(linux, &format!("{}-{service}", linux.network), files),
     }
+}
+
+fn set_sysctl(path: &str, value: &str) -> Result<(), KernelError> {
+    Sysctl::at(path).write(value).map_err(|e| file_error("set", Path::new(path))(e.into()))
 }
 
 type Knobs = Vec<(Sysctl, &'static str)>;
@@ -129,17 +136,17 @@ fn create_wires(linux: &Linux, wires: &[Wire]) -> Result<(), KernelError> {
         let outer = fabric.try_clone().map_err(file_error("hold", &linux.netns_directory))?;
         match &wire.netns {
             Some(netns) => create_wire(linux, netns, wire, outer)?,
-            None => create_host_wire(wire, outer)?,
+            None => create_host_wire(wire, &outer)?,
         }
-        labels.extend(pair(wire, NET0).label());
+        labels.extend(pair(wire, wire.index).label());
     }
     in_netns(&fabric, "the fabric", move |rtnl| rtnl.pipeline(labels))
 }
 
 fn create_wire(linux: &Linux, netns: &str, wire: &Wire, outer: Netns) -> Result<(), KernelError> {
-    let addresses = addresses(NET0, &wire.addresses);
-    let routes: Vec<Route> = wire.routes.iter().map(|wanted| route(NET0, wanted)).collect();
-    let pair = pair(wire, NET0);
+    let addresses = addresses(wire.index, &wire.addresses);
+    let routes: Vec<Route> = wire.routes.iter().map(|wanted| route(wire.index, wanted)).collect();
+    let pair = pair(wire, wire.index);
     in_netns(&linux.open(netns)?, netns, move |rtnl| {
         // What is left of a wire that is not whole: its end in the fabric is gone, or goes with it.
         let stale: Vec<u32> = rtnl.links()?.iter().filter(|link| link.name == pair.inner).map(|l| l.index).collect();
@@ -156,16 +163,32 @@ fn route(link: u32, wanted: &DesiredRoute) -> Route {
     Route { source: wanted.source, mtu: wanted.mtu, ..Route::by(link, wanted.to, PROTOCOL) }
 }
 
-/// The host chooses the index of its own end: others make links there too.
-fn create_host_wire(wire: &Wire, outer: Netns) -> Result<(), KernelError> {
-    let pair = pair(wire, 0);
+fn create_host_wire(wire: &Wire, outer: &Netns) -> Result<(), KernelError> {
     let mut rtnl = Rtnl::open()?;
-    rtnl.pipeline(vec![pair.create(outer)])?;
-    let index = index_of(&mut rtnl, &pair.inner)?;
+    let index = create_on_host(&mut rtnl, |index| pair(wire, index), outer)?;
+    let pair = pair(wire, index);
     let mut requests = vec![set_alias(index, &wire.alias), super::wire::no_link_local(index, &pair.inner)];
     requests.push(link::set_up(index));
     requests.extend(addresses(index, &wire.addresses).iter().map(Address::add));
     Ok(rtnl.pipeline(requests)?)
+}
+
+/// Makes a pair with an end on the host, where others make links too, and says which index that end got.
+///
+/// The kernel heeds the wanted index of the far end only if the near one asks for an index as well (`veth_newlink`), so
+/// a free one is asked for, and another when somebody was quicker.
+fn create_on_host(rtnl: &mut Rtnl, pair: impl Fn(u32) -> WirePair, far: &Netns) -> Result<u32, KernelError> {
+    let mut tries = 0;
+    loop {
+        let free = rtnl.links()?.iter().map(|link| link.index).max().unwrap_or(0) + 1;
+        let far = far.try_clone().map_err(file_error("hold", Path::new("a namespace")))?;
+        tries += 1;
+        match rtnl.pipeline(vec![pair(free).create(far)]) {
+            Ok(()) => return Ok(free),
+            Err(e) if tries < 8 && matches!(e.errno(), Some(Errno::EBUSY)) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, KernelError> {
@@ -200,11 +223,11 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
         rtnl.delete_links(&old)
     };
     in_netns(&gateway, netns, stale)?;
-    let pair = WirePair {
+    let pair = |inner_index| WirePair {
         inner: leg.host_link.to_string(),
-        inner_index: 0,
+        inner_index,
         outer: LEG.to_owned(),
-        outer_index: NET0 + 1,
+        outer_index: LEG_INDEX,
         altname: None,
         alias: Some(leg.alias.clone()),
         mac: MAC,
@@ -212,9 +235,8 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
         group: GROUP,
     };
     let mut rtnl = Rtnl::open()?;
-    let inside = gateway.try_clone().map_err(file_error("hold", &linux.pin(netns)))?;
-    rtnl.pipeline(vec![pair.create(inside)])?;
-    let index = index_of(&mut rtnl, &pair.inner)?;
+    let index = create_on_host(&mut rtnl, pair, &gateway)?;
+    let pair = pair(index);
     let there = leg.gateway.iter().map(|address| Route::by(index, address.into(), PROTOCOL));
     let mut requests = vec![set_alias(index, &leg.alias), super::wire::no_link_local(index, &pair.inner)];
     requests.push(link::set_up(index));
@@ -224,7 +246,7 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
     let (labels, leg) = (pair.label(), leg.clone());
     in_netns(&gateway, netns, move |rtnl| {
         rtnl.pipeline(labels)?;
-        rtnl.pipeline(gateway_side(NET0 + 1, &leg))
+        rtnl.pipeline(gateway_side(LEG_INDEX, &leg))
     })
 }
 
@@ -323,8 +345,8 @@ fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
     in_fabric(linux, indexes, |rtnl, indexes| rtnl.wait_until_up(indexes, PATIENCE))?;
     let fabric = linux.open(&fabric_netns(&linux.network))?;
     let places = in_netns(&fabric, "the fabric", |rtnl| rtnl.links())?;
-    let aliases = places.into_iter().filter(|link| indexes.contains(&link.index)).filter_map(|link| link.alias);
-    for alias in aliases {
+    for link in places.into_iter().filter(|link| indexes.contains(&link.index)) {
+        let alias = link.alias.unwrap_or_default();
         let place = alias.rsplit(':').next().unwrap_or_default();
         match place.strip_prefix('+') {
             Some("host") => {
@@ -333,15 +355,15 @@ fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
                 let index = index_of(&mut rtnl, &name)?;
                 rtnl.wait_until_up(&[index], PATIENCE)?;
             }
-            Some(gateway) => settle_inner(linux, &format!("{}+{gateway}", linux.network))?,
-            None => settle_inner(linux, &format!("{}-{place}", linux.network))?,
+            Some(gateway) => settle_inner(linux, &format!("{}+{gateway}", linux.network), link.index)?,
+            None => settle_inner(linux, &format!("{}-{place}", linux.network), link.index)?,
         }
     }
     Ok(())
 }
 
-fn settle_inner(linux: &Linux, netns: &str) -> Result<(), KernelError> {
-    in_netns(&linux.open(netns)?, netns, |rtnl| rtnl.wait_until_up(&[NET0], PATIENCE))
+fn settle_inner(linux: &Linux, netns: &str, index: u32) -> Result<(), KernelError> {
+    in_netns(&linux.open(netns)?, netns, move |rtnl| rtnl.wait_until_up(&[index], PATIENCE))
 }
 
 fn in_netns<T: Send + 'static>(
@@ -370,7 +392,6 @@ fn write_files(linux: &Linux, netns: &str, files: &Files) -> Result<(), KernelEr
     let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&directory);
     made.map_err(file_error("make", &directory))?;
     let all = [
-        ("network", linux.network.as_str()),
         ("hosts", files.hosts.as_str()),
         ("resolv.conf", files.resolv_conf.as_str()),
         ("nsswitch.conf", files.nsswitch_conf.as_str()),
@@ -403,7 +424,11 @@ fn delete_files(linux: &Linux, netns: &str) -> Result<(), KernelError> {
     }
     match fs::remove_dir_all(&directory) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &directory)(e)),
-        _ => Ok(()),
+        _ => {
+            // The network's own directory goes with its last service.
+            directory.parent().map(fs::remove_dir);
+            Ok(())
+        }
     }
 }
 

@@ -247,11 +247,14 @@ impl Rtnl {
     }
 }
 
-/// The link's index, when packets pass on it. `lo` and tunnels that cannot tell stay `Unknown` for ever.
+/// The link's index, when packets pass on it.
+///
+/// `lo` and tunnels cannot tell and stay `Unknown` for ever. A veth is `Unknown` only until the kernel has settled its carrier,
+/// which before 6.8 can be seen: it says so together with `IFF_LOWER_UP`, and drops packets.
 fn up(link: Link) -> Option<u32> {
     let passes = match link.state {
         OperState::Up => true,
-        OperState::Unknown => link.up && link.lower_up,
+        OperState::Unknown => link.up && link.lower_up && link.kind.as_deref() != Some("veth"),
         _ => false,
     };
     passes.then_some(link.index)

@@ -91,8 +91,9 @@ pub const GROUP: u32 = 0x6e73;
 /// The Ethernet address of both ends of every wire: `fwd` rewrites none, and nobody asks who has which.
 pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 
-/// The index of `net0`: the first free one of a fresh namespace.
-pub const NET0: u32 = 2;
+/// The index of the gateway's end of the leg, out of the way of every wire. A wire's two ends have one index, the
+/// fabric's: 2 is taken in a fresh namespace where a module such as `sit` makes a link of its own.
+pub const LEG_INDEX: u32 = 1_000_000;
 
 /// The running kernel.
 #[derive(Clone, Debug)]
@@ -117,7 +118,7 @@ impl Linux {
 
     /// The directory with the files of one namespace.
     pub fn files(&self, netns: &str) -> PathBuf {
-        self.run_directory.join(netns)
+        self.run_directory.join(self.network.as_str()).join(netns)
     }
 
     /// Opens one of our namespaces.

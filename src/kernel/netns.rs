@@ -8,7 +8,6 @@
 //! - No fork.
 
 #![allow(clippy::disallowed_methods, reason = "this is the one place where a thread changes namespace")]
-
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;

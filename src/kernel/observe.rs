@@ -87,7 +87,7 @@ fn named_links(rtnl: &mut Rtnl, links: Vec<super::link::Link>) -> Result<BTreeMa
     let named = links.into_iter().map(|link| {
         let own = addresses.iter().filter(|address| address.link == link.index).map(|address| address.address.ip());
         let by = routes.iter().filter(|route| route.link == Some(link.index) && route.protocol == PROTOCOL);
-        let by = by.filter(|route| route.gateway.is_none());
+        let by = by.filter(|route| route.gateway.is_none() && route.table == super::route::MAIN_TABLE);
         let known = Link {
             index: link.index,
             peer: link.peer,
@@ -136,17 +136,13 @@ fn host_route(linux: &Linux, rtnl: &mut Rtnl) -> Result<Option<HostRoute>, Netli
 }
 
 fn files(linux: &Linux) -> Result<BTreeMap<netns_policy::name::ServiceName, Files>, KernelError> {
-    let directory = &linux.run_directory;
-    let names = netns::pinned(directory).map_err(super::file_error("read", directory))?;
+    let directory = linux.run_directory.join(linux.network.as_str());
+    let names = netns::pinned(&directory).map_err(super::file_error("read", &directory))?;
     let prefix = format!("{}-", linux.network);
     let mut files = BTreeMap::new();
     for name in names {
         let Some(service) = name.strip_prefix(&prefix).and_then(|service| service.parse().ok()) else { continue };
         let read = |file: &str| std::fs::read_to_string(linux.files(&name).join(file)).unwrap_or_default();
-        // Of another network whose name begins with ours: its directory says so.
-        if std::fs::read_to_string(linux.files(&name).join("network")).unwrap_or_default() != linux.network.as_str() {
-            continue;
-        }
         let seen =
             Files { hosts: read("hosts"), resolv_conf: read("resolv.conf"), nsswitch_conf: read("nsswitch.conf") };
         files.insert(service, seen);

@@ -46,10 +46,19 @@ impl Build {
     pub fn ask(self, set: &str, invert: bool) -> Self {
         self.with(Expr::Lookup { set: set.into(), sreg: Reg(0), dreg: None, invert })
     }
+    pub fn update(self, set: &str) -> Self {
+        self.with(Expr::Update { set: set.into(), sreg: Reg(0) })
+    }
     fn fwd(self, map: &str) -> Rule {
         self.with(Expr::Lookup { set: map.into(), sreg: Reg(0), dreg: Some(Reg(0)), invert: false })
             .with(Expr::Fwd { sreg: Reg(0) })
             .end()
+    }
+    /// Asks whether a map has the key. Older kernels want the answer of a map to be taken, and nft(8)
+    /// does not print a question whose answer nobody reads: so it is compared with 0, which is no interface.
+    fn test_map(self, map: &str, scratch: u8) -> Self {
+        self.with(Expr::Lookup { set: map.into(), sreg: Reg(0), dreg: Some(Reg(scratch)), invert: false })
+            .with(Expr::Cmp { equal: false, sreg: Reg(scratch), data: vec![0; 4] })
     }
     pub fn accept(self) -> Rule {
         self.with(Expr::Verdict(Verdict::Accept)).end()
@@ -110,7 +119,7 @@ impl Build {
         self.pair(v6).meta(MetaKey::L4proto, at).load(Base::Transport, port, 2, at + 1)
     }
     /// `addr . l4proto . dport`, addr from or to.
-    fn lock_flow(self, v6: bool, from: bool) -> Self {
+    pub fn lock_flow(self, v6: bool, from: bool) -> Self {
         let at = if v6 { 4 } else { 1 };
         let addr = if from { self.saddr(v6) } else { self.daddr(v6) };
         addr.meta(MetaKey::L4proto, at).load(Base::Transport, 2, 2, at + 1)
@@ -173,6 +182,15 @@ fn prefix6(text: &str, len: u32) -> Key {
     let from = u128::from(text.parse::<Ipv6Addr>().unwrap());
     let to = from | u128::MAX.checked_shr(len).unwrap_or(0);
     Key { from: from.to_be_bytes().to_vec(), to: Some(to.to_be_bytes().to_vec()) }
+}
+
+pub fn range4(from: u32, to: u32) -> Key {
+    Key { from: from.to_be_bytes().to_vec(), to: Some(to.to_be_bytes().to_vec()) }
+}
+
+/// A base chain for what this namespace sends.
+pub fn output(rules: Vec<Rule>) -> Chain {
+    Chain { hook: base(ChainKind::Filter, HookPoint::Output, None, 0, true), rules }
 }
 
 fn answers(keys: impl IntoIterator<Item = (Key, u32)>) -> BTreeMap<Key, Option<Vec<u8>>> {
@@ -245,7 +263,8 @@ fn panel4() -> Vec<Rule> {
         ip().daddr(false).ask("priv4", true).iif_saddr(false).fwd("gw4"),
         ip().saddr(false).ask("priv4", true).iif_daddr(false).fwd("gr4"),
         ip().iif_saddr(false).ask("src4", true).counter().drop(),
-        ip().flow(false, 2).with(Expr::Update { set: "den4".into(), sreg: Reg(0) }).end(),
+        ip().iif_saddr(false).test_map("gw4", 8).counter().end(),
+        ip().flow(false, 2).update("den4").end(),
         build()
             .with(Expr::Limit { per_second: 50, burst: 5, over: false })
             .with(Expr::Log { group: 5, prefix: "panel-deny ".into(), snaplen: 0 })
@@ -284,7 +303,7 @@ fn panel6() -> Vec<Rule> {
         ip().daddr(true).ask("priv6", true).iif_saddr(true).fwd("gw6"),
         ip().saddr(true).ask("priv6", true).iif_daddr(true).fwd("gr6"),
         ip().iif_saddr(true).ask("src6", true).counter().drop(),
-        ip().flow(true, 2).with(Expr::Update { set: "den6".into(), sreg: Reg(0) }).end(),
+        ip().flow(true, 2).update("den6").end(),
         build()
             .with(Expr::Limit { per_second: 5, burst: 10, over: true })
             .with(Expr::Log { group: 5, prefix: "panel-deny6 ".into(), snaplen: 100 })

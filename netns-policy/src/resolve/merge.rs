@@ -30,9 +30,9 @@ impl Policy {
         for file in files {
             policy.add(file, out);
         }
-        if policy.network.name.is_none() && !out.has_errors() {
+        if !policy.network.is_named {
             let help = "write `[network]` with `name = \"node\"` in one of the files";
-            out.add(Draft::new("E0115", At::top(0), "the network has no name").help(help));
+            out.add(Draft::new("E0116", At::top(0), "the network has no name").help(help));
         }
         policy.unique(out);
         policy.limit(out);
@@ -41,6 +41,7 @@ impl Policy {
 
     fn add(&mut self, file: File, out: &mut Findings) {
         let (network, defaults) = (file.network, file.defaults);
+        self.network.is_named |= network.is_named;
         agree(&mut self.network.name, network.name, "[network] name", out);
         agree(&mut self.network.pool4, network.pool4, "[network] pool4", out);
         agree(&mut self.network.pool6, network.pool6, "[network] pool6", out);

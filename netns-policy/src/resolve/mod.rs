@@ -37,6 +37,36 @@ pub struct Checked {
 impl AllowGraph {
     /// The graph of the policy that these files make together.
     ///
+    /// What the parts of the language mean where more than one reading is possible:
+    ///
+    /// - `connect."@tag"` means every enabled service with the tag but the client itself. Of these, services that do not
+    ///   have the port are passed over; when none has it, that is a mistake.
+    /// - A service with `enabled = false` is checked like any other, and no edge or exposure of it is in the graph.
+    /// - `tcp:8332` in an edge opens that port whether the target declares it or not. `tcp:rpc` is the port `rpc`, which
+    ///   then must be one of TCP.
+    /// - `hops` in `[[never]]` counts the edges of a chain, the way in included: with `hops = 1` only what is itself
+    ///   exposed breaks it. Without `hops` any length does. No chain leads through a service in `except`.
+    /// - In a `[[test]]`, `can` holds when there is an edge to the target on one of the ports named (any, when none is),
+    ///   `cannot` when there is none.
+    /// - Files are merged by union. A setting may stand in two of them if both say the same; a service, a peer and a
+    ///   port of the host may not.
+    ///
+    /// ```
+    /// use netns_policy::{Source, graph::AllowGraph};
+    ///
+    /// let policy = r#"
+    ///     schema = 1
+    ///     network.name = "node"
+    ///     [service.electrs]
+    ///     connect.bitcoind = ["rpc"]
+    ///     [service.bitcoind]
+    ///     ports = { rpc = "tcp:8332" }
+    /// "#;
+    /// let checked = AllowGraph::parse(&[Source::toml("policy.toml", policy)])?;
+    /// assert_eq!(checked.graph.edges()[0].to_string(), "electrs -> bitcoind:rpc");
+    /// # Ok::<(), netns_policy::PolicyErrors>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Every mistake in them, ordered by file and position, at most [`PolicyErrors::MOST`].

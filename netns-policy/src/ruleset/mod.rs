@@ -11,7 +11,10 @@
 //! - Equality ignores nothing: counters are not part of this model (see [`Counters`]).
 
 pub mod compile;
+pub mod decide;
 pub mod delta;
+mod display;
+pub mod expect;
 
 use std::collections::BTreeMap;
 
@@ -122,6 +125,11 @@ pub enum Expr {
     },
     /// Loads 1 when the packet has an IPv6 routing header (next header 43), else 0 (`exthdr rt exists`).
     RoutingHeaderExists {
+        /// Where to.
+        dreg: Reg,
+    },
+    /// Loads 1 when the packet has an IPv6 fragment header (next header 44), else 0 (`exthdr frag exists`).
+    FragmentHeaderExists {
         /// Where to.
         dreg: Reg,
     },
@@ -352,7 +360,8 @@ pub struct Dynamic {
 pub struct Key {
     /// The key, or the lower end of the range.
     pub from: Vec<u8>,
-    /// The upper end (included) in an interval set; a field that is no range is equal in both.
+    /// The upper end (included). An interval set has it for every element, other sets for none; a field that is no
+    /// range is equal in both.
     pub to: Option<Vec<u8>>,
 }
 
@@ -377,7 +386,7 @@ pub enum Field {
 
 impl Field {
     /// Bytes of the value itself, before padding.
-    pub fn len(self) -> usize {
+    pub fn width(self) -> usize {
         match self {
             Self::IfaceIndex | Self::Ipv4Addr => 4,
             Self::Ipv6Addr => 16,
@@ -388,7 +397,7 @@ impl Field {
 
     /// Bytes in a concatenated key: the value padded to four.
     pub fn padded_len(self) -> usize {
-        self.len().next_multiple_of(4)
+        self.width().next_multiple_of(4)
     }
 
     /// The number nft(8) gives this type (`enum datatypes` in its datatype.h), which a set carries so that listings

@@ -32,6 +32,11 @@ impl Table {
     /// Takes the value of `key` out, if it is there.
     pub(crate) fn take(&mut self, key: &'static str) -> Option<Entry> {
         self.known.push(key);
+        self.take_unknown(key)
+    }
+
+    /// Takes the value of a key out that nobody should be told of.
+    pub(crate) fn take_unknown(&mut self, key: &str) -> Option<Entry> {
         let index = self.entries.iter().position(|entry| entry.key.value == key)?;
         Some(self.entries.swap_remove(index))
     }
@@ -83,7 +88,7 @@ impl Table {
         self.entries.sort_by_key(|entry| entry.key.at);
         for Entry { key, value } in &self.entries {
             if is_secret(&key.value, self.guards_secrets) {
-                out.mask(value.at);
+                mask(value, out);
                 out.add(secret(value.at, key));
             } else if !out.is_full() {
                 let meant = did_you_mean(&key.value, self.known.iter().copied());
@@ -190,8 +195,8 @@ pub(crate) fn bad_port(at: At, text: &str, error: &InvalidPort) -> Draft {
     Draft::new(code, at, format!("\"{shown}\" is not a port: {error}")).help(help)
 }
 
-/// Words that are targets or lists of the language besides those that no name may be.
-const WORDS: [&str; 7] = ["any", "internet", "none", "peer", "peers", "self", "ip6"];
+/// Words of `[[never]]` and `[[test]]` besides those that no name may be.
+const WORDS: [&str; 2] = ["ip6", "peers"];
 
 /// A name, or the finding that says why it is none. `what` is what it would name.
 pub(crate) fn name<T: FromStr<Err = InvalidName>>(text: &str, at: At, what: &str, out: &mut Findings) -> Option<T> {
@@ -244,6 +249,16 @@ fn is_secret(key: &str, guarded: bool) -> bool {
     let key = key.to_ascii_lowercase().replace('-', "_");
     let telling = ["private_key", "privatekey", "secret", "preshared", "password"];
     telling.iter().any(|word| key.contains(word)) || (guarded && key.contains("private"))
+}
+
+/// Masks everything in a value: of a table that is spread over the file, its own span covers a header or a key.
+fn mask(node: &Node, out: &mut Findings) {
+    out.mask(node.at);
+    match &node.kind {
+        Kind::Array(items) => items.iter().for_each(|item| mask(item, out)),
+        Kind::Table(entries) => entries.iter().for_each(|entry| mask(&entry.value, out)),
+        _ => {}
+    }
 }
 
 /// The finding for a secret at `at` under `key`; the caller masks it.

@@ -7,6 +7,8 @@ use miette::NamedSource;
 use crate::diagnostic::{Finding, Place};
 use crate::graph::Location;
 
+use super::text::turns_direction;
+
 /// A span of one of the sources.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct At {
@@ -103,7 +105,7 @@ impl Findings {
     // A hostile file must not cost more memory or time than a good one of its size.
     const MOST: usize = 1_000;
     // What a source that could not be read may explain.
-    const EXCUSED: [&str; 6] = ["E0115", "E0201", "E0204", "E0209", "E0403", "E0801"];
+    const EXCUSED: [&str; 5] = ["E0116", "E0201", "E0204", "E0209", "E0801"];
 
     pub(crate) fn add(&mut self, draft: Draft) {
         if self.unread && Self::EXCUSED.contains(&draft.code) {
@@ -187,7 +189,8 @@ impl Texts {
 
     fn masked(&self, secrets: &[At]) -> Vec<Arc<NamedSource<String>>> {
         let mask = |(file, Text { name, text, .. }): (usize, &Text)| {
-            let mut text = text.clone();
+            let mut text: String =
+                text.char_indices().map(|(at, c)| printable(c, &text[at + c.len_utf8()..])).collect();
             for at in secrets.iter().filter(|at| at.file == file) {
                 let stars: String =
                     text[at.start..at.end].bytes().map(|b| if b == b'\n' { '\n' } else { '*' }).collect();
@@ -196,5 +199,17 @@ impl Texts {
             Arc::new(NamedSource::new(name, text))
         };
         self.0.iter().enumerate().map(mask).collect()
+    }
+}
+
+/// What stands for `c` where the text is shown: a terminal must not act on it. As many bytes as `c` itself has.
+fn printable(c: char, rest: &str) -> char {
+    match c {
+        '\n' | '\t' => c,
+        '\r' if rest.starts_with('\n') => c,
+        c if c.is_ascii_control() => '?',
+        c if !c.is_control() && !turns_direction(c) => c,
+        c if c.len_utf8() == 2 => '\u{b7}',
+        _ => char::REPLACEMENT_CHARACTER,
     }
 }

@@ -62,7 +62,7 @@ fn tree(file: usize, format: Format, text: &str, out: &mut Findings) -> Option<N
 }
 
 /// A file that cannot be read may hold a secret all the same, and its lines are shown: hides what follows a key that
-/// speaks of one.
+/// speaks of one, and whatever is long enough to be a key.
 fn mask_unread(file: usize, text: &str, out: &mut Findings) {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
@@ -74,7 +74,18 @@ fn mask_unread(file: usize, text: &str, out: &mut Findings) {
         }
         start += line.len();
     }
+    let encoded = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    let mut start = 0;
+    for run in text.as_bytes().split(|b| !encoded(*b)) {
+        if run.len() >= SHORTEST_KEY {
+            out.mask(At { file, start, end: start + run.len() });
+        }
+        start += run.len() + 1;
+    }
 }
+
+/// 32 bytes in base64 are 43 characters, in base32 52, in hexadecimal digits 64.
+const SHORTEST_KEY: usize = 43;
 
 fn decode(file: usize, node: Node, out: &mut Findings) -> File {
     let top = At::top(file);
@@ -120,8 +131,8 @@ fn schema(table: &mut Table, top: At, out: &mut Findings) {
 }
 
 /// Refuses a key of the language that this version cannot honour: to ignore it would promise something.
-pub(crate) fn not_yet(table: &mut Table, key: &'static str, out: &mut Findings) {
-    if let Some(entry) = table.take(key) {
+pub(crate) fn not_yet(table: &mut Table, key: &str, out: &mut Findings) {
+    if let Some(entry) = table.take_unknown(key) {
         let message = format!("`{key}` is not supported by this version");
         out.add(
             Draft::new("E0118", entry.key.at, message)

@@ -47,16 +47,21 @@ impl Kind {
 }
 
 impl Node {
-    /// Refuses characters that only an escape sequence can bring in; `false` when there is one.
+    /// Refuses characters that only an escape sequence can bring in, all of them; `false` when there is one.
     pub(crate) fn check_strings(&self, out: &mut Findings) -> bool {
         match &self.kind {
             Kind::String(text) => check_string(text, self.at, out),
-            Kind::Array(items) => items.iter().fold(true, |fine, item| item.check_strings(out) && fine),
-            Kind::Table(entries) => entries.iter().fold(true, |fine, entry| {
-                check_string(&entry.key.value, entry.key.at, out) && entry.value.check_strings(out) && fine
-            }),
+            Kind::Array(items) => items.iter().filter(|item| !item.check_strings(out)).count() == 0,
+            Kind::Table(entries) => entries.iter().filter(|entry| !entry.check_strings(out)).count() == 0,
             _ => true,
         }
+    }
+}
+
+impl Entry {
+    fn check_strings(&self, out: &mut Findings) -> bool {
+        let key = check_string(&self.key.value, self.key.at, out);
+        self.value.check_strings(out) && key
     }
 }
 

@@ -17,6 +17,8 @@ use super::reference::{PortRef, Who, lan_prefix, port_ref, prefix_node, who};
 /// `[network]`.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
+    /// Whether there is a name at all, be it malformed.
+    pub(crate) is_named: bool,
     pub(crate) name: Option<Sp<NetworkName>>,
     pub(crate) pool4: Option<Sp<IpNetwork>>,
     pub(crate) pool6: Option<Sp<IpNetwork>>,
@@ -31,6 +33,7 @@ impl Network {
             return Self::default();
         };
         let network = Self {
+            is_named: table.has("name"),
             name: table.read("name", out, network_name),
             pool4: table.read("pool4", out, prefix_node),
             pool6: table.read("pool6", out, prefix_node),

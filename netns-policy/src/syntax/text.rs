@@ -66,6 +66,7 @@ fn direction(at: At, c: char) -> Draft {
         .help("the text would not read as it works; remove the character")
 }
 
-fn turns_direction(c: char) -> bool {
+/// Whether the character changes the direction of what follows, unseen (Unicode UAX 9).
+pub(crate) fn turns_direction(c: char) -> bool {
     matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -168,6 +168,8 @@ pub(super) mod exthdr {
     pub const OP_TCPOPT: u32 = 1;
     /// Next header "routing" (RFC 8200).
     pub const ROUTING: u8 = 43;
+    /// Next header "fragment" (RFC 8200).
+    pub const FRAGMENT: u8 = 44;
     /// TCP option "maximum segment size" (RFC 9293).
     pub const MSS: u8 = 2;
 }

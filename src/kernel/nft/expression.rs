@@ -66,7 +66,8 @@ fn write(w: &mut Writer, expr: &Expr) {
             w.put_u32(payload::OFFSET, *offset);
             w.put_u32(payload::LEN, *len);
         }),
-        Expr::RoutingHeaderExists { dreg } => write_as(w, "exthdr", |w| write_routing_header(w, *dreg)),
+        Expr::RoutingHeaderExists { dreg } => write_as(w, "exthdr", |w| write_exists(w, exthdr::ROUTING, *dreg)),
+        Expr::FragmentHeaderExists { dreg } => write_as(w, "exthdr", |w| write_exists(w, exthdr::FRAGMENT, *dreg)),
         Expr::Cmp { equal, sreg, data } => write_as(w, "cmp", |w| {
             put_reg(w, cmp::SREG, *sreg);
             w.put_u32(cmp::OP, if *equal { cmp::EQ } else { cmp::NEQ });
@@ -156,9 +157,9 @@ fn write(w: &mut Writer, expr: &Expr) {
     }
 }
 
-fn write_routing_header(w: &mut Writer, dreg: Reg) {
+fn write_exists(w: &mut Writer, header: u8, dreg: Reg) {
     put_reg(w, exthdr::DREG, dreg);
-    w.put_u8(exthdr::TYPE, exthdr::ROUTING);
+    w.put_u8(exthdr::TYPE, header);
     w.put_u32(exthdr::OFFSET, 0);
     w.put_u32(exthdr::LEN, 1);
     w.put_u32(exthdr::FLAGS, exthdr::F_PRESENT);
@@ -294,6 +295,9 @@ fn read_exthdr(a: Attributes<'_>) -> Option<Expr> {
     match shape {
         (exthdr::OP_IPV6, exthdr::ROUTING, 0, 1) if present => {
             Some(Expr::RoutingHeaderExists { dreg: read_reg(a, exthdr::DREG)? })
+        }
+        (exthdr::OP_IPV6, exthdr::FRAGMENT, 0, 1) if present => {
+            Some(Expr::FragmentHeaderExists { dreg: read_reg(a, exthdr::DREG)? })
         }
         (exthdr::OP_TCPOPT, exthdr::MSS, 2, 2) => Some(Expr::SetTcpMss { sreg: read_reg(a, exthdr::SREG)? }),
         _ => None,

@@ -6,8 +6,8 @@
 //! - [`NftSocket::commit`] is one transaction: all of the [`Delta`] happens or none of it, and with a generation only
 //!   if nobody changed the rules since.
 //! - An [`NftSocket`] belongs to the namespace of the thread that opened it, wherever it is used.
-//! - No byte is compared or left out by whim: what the model cannot say reads as [`Expr::Unknown`], or as a set with an
-//!   empty key, and so differs from everything desired.
+//! - What the model cannot say is never passed over: it reads as [`Expr::Unknown`], or as a set with an empty key, and
+//!   so differs from everything desired.
 //!
 //! [`Expr::Unknown`]: netns_policy::ruleset::Expr::Unknown
 
@@ -25,8 +25,9 @@ pub use survey::{ListedChain, ListedHook};
 use std::collections::BTreeMap;
 use std::io;
 
-use netns_policy::ruleset::delta::{Delta, Op};
+use netns_policy::ruleset::delta::Delta;
 use netns_policy::ruleset::{Count, Counters, Family, Key, Ruleset};
+use nix::libc;
 
 use self::batch::Batch;
 use self::socket::{Failure, Link};
@@ -159,20 +160,16 @@ fn steady<T>(read: impl Fn() -> io::Result<Option<T>>) -> io::Result<T> {
 /// What the kernel's complaints about a transaction come to.
 fn refusal(delta: &Delta, batch: &Batch, failures: &[Failure]) -> Result<(), NftError> {
     let Some(first) = failures.first() else { return Ok(()) };
-    let named = |failure: &Failure| batch.op_of(failure.sequence).map(|index| operation(&delta.ops[index]));
-    let Some(operation) = named(first) else {
-        return Err(match first.errno {
-            nix::libc::ERESTART => NftError::GenerationChanged,
-            errno => NftError::Io(io::Error::from_raw_os_error(errno)),
-        });
+    let named = |failure: &Failure| batch.op_of(failure.sequence).map(|index| delta.ops[index].to_string());
+    let operation = match (named(first), first.errno) {
+        (Some(operation), _) => operation,
+        (None, libc::ERESTART) => return Err(NftError::GenerationChanged),
+        (None, libc::EPERM) => return Err(NftError::Io(io::Error::from_raw_os_error(first.errno))),
+        // Found when all operations were taken: a loop of chains, say.
+        (None, _) => "the transaction as a whole".to_owned(),
     };
     let mut more: Vec<String> = failures[1..].iter().filter_map(named).filter(|other| *other != operation).collect();
     more.dedup();
     let source = io::Error::from_raw_os_error(first.errno);
     Err(NftError::Refused { operation, errno: first.errno, more, source })
-}
-
-/// An operation in the words of nft(8); of many elements, how many.
-fn operation(op: &Op) -> String {
-    format!("{op:?}")
 }

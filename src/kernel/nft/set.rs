@@ -28,7 +28,7 @@ pub(super) fn write_shape(w: &mut Writer, id: u32, shape: &Set) {
     w.put_u32(set::KEY_LEN, length(key_len(&shape.key)));
     if let Some(answer) = shape.data {
         w.put_u32(set::DATA_TYPE, answer.number());
-        w.put_u32(set::DATA_LEN, length(answer.len()));
+        w.put_u32(set::DATA_LEN, length(answer.width()));
     }
     if let Some(Dynamic { timeout, .. }) = shape.dynamic
         && timeout > 0
@@ -66,7 +66,7 @@ fn write_description(w: &mut Writer, shape: &Set) {
         if fields {
             w.nest(set::DESC_CONCAT, |w| {
                 for field in &shape.key {
-                    w.nest(LIST_ELEM, |w| w.put_u32(set::FIELD_LEN, length(field.len())));
+                    w.nest(LIST_ELEM, |w| w.put_u32(set::FIELD_LEN, length(field.width())));
                 }
             });
         }
@@ -99,7 +99,7 @@ fn length(len: usize) -> u32 {
 /// Bytes of a key as the kernel counts them: only the fields of a concatenation are padded.
 fn key_len(key: &[Field]) -> usize {
     match key {
-        [field] => field.len(),
+        [field] => field.width(),
         fields => fields.iter().map(|field| field.padded_len()).sum(),
     }
 }
@@ -175,7 +175,7 @@ fn split(of: &Set, key: &Key, answer: Option<&[u8]>) -> Vec<Element> {
     }
     let len = key_len(&of.key);
     let from = key.from[..len.min(key.from.len())].to_vec();
-    let answer = answer.map(|answer| answer[..of.data.map_or(0, Field::len).min(answer.len())].to_vec());
+    let answer = answer.map(|answer| answer[..of.data.map_or(0, Field::width).min(answer.len())].to_vec());
     let to = key.to.as_ref().map_or(from.clone(), |to| to[..len.min(to.len())].to_vec());
     if !of.interval {
         return vec![Element { key: from, answer, ..Element::default() }];
@@ -287,4 +287,58 @@ fn range(start: Element, to: Option<Vec<u8>>) -> Read {
 fn pad(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(ranges: &[([u8; 2], [u8; 2])]) -> Set {
+        let key = |bytes: [u8; 2]| pad(bytes.to_vec());
+        let elements = ranges.iter().map(|(from, to)| (Key { from: key(*from), to: Some(key(*to)) }, None));
+        Set {
+            key: vec![Field::InetService],
+            data: None,
+            interval: true,
+            dynamic: None,
+            counter: false,
+            elements: elements.collect(),
+        }
+    }
+
+    fn there_and_back(set: &Set) -> BTreeMap<Key, Option<Vec<u8>>> {
+        let mut sent = elements(set);
+        // The kernel's order is its own.
+        sent.reverse();
+        join(set, sent).into_iter().map(|(key, answer, _)| (key, answer)).collect()
+    }
+
+    #[test]
+    fn ranges_that_touch_and_the_largest_one_come_back() {
+        for set in [
+            ranges(&[([0, 0], [0, 5]), ([0, 6], [0, 6]), ([0, 255], [1, 0])]),
+            ranges(&[([0, 80], [0, 80]), ([4, 0], [255, 255])]),
+            ranges(&[([0, 0], [255, 255])]),
+        ] {
+            assert_eq!(there_and_back(&set), set.elements);
+        }
+    }
+
+    #[test]
+    fn the_end_that_the_kernel_keeps_is_the_first_key_outside() {
+        let ends: Vec<_> = elements(&ranges(&[([0, 255], [1, 255])])).into_iter().map(|e| e.key).collect();
+        assert_eq!(ends, [vec![0, 255], vec![2, 0]]);
+    }
+
+    #[test]
+    fn the_largest_range_has_no_end() {
+        assert_eq!(elements(&ranges(&[([0, 1], [255, 255])])).len(), 1);
+    }
+
+    #[test]
+    fn an_end_before_every_start_is_passed_over() {
+        let set = ranges(&[]);
+        let end = Element { key: vec![0, 0], flags: element::F_INTERVAL_END, ..Element::default() };
+        assert_eq!(join(&set, vec![end]), []);
+    }
 }

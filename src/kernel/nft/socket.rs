@@ -14,6 +14,8 @@ use super::attribute::{Attributes, Header, Writer};
 
 /// The kernel's answers are at most 32 KiB each.
 const RECEIVE: usize = 64 * 1024;
+/// What a socket takes without being asked: half of the default `net.core.wmem_default`.
+const SMALL: usize = 100 * 1024;
 /// Length of the header of nfnetlink.
 const NFGENMSG: usize = 4;
 
@@ -135,6 +137,9 @@ impl Link {
     /// A transaction is one message to the socket, so the socket must take one that long. Without CAP_NET_ADMIN on the
     /// host `net.core.wmem_max` bounds it; then send(2) says so.
     fn make_room(&self, len: usize) {
+        if len <= SMALL {
+            return;
+        }
         let len = len * 2;
         if setsockopt(&self.socket, sockopt::SndBufForce, &len).is_err() {
             setsockopt(&self.socket, sockopt::SndBuf, &len).ok();

@@ -121,11 +121,11 @@ fn to_fabric() -> Vec<Rule> {
 }
 
 fn from_leg() -> Vec<Rule> {
-    let mut rules = vec![rule().to_this_machine().counter().drop()];
+    let mut rules = vec![rule().local_destination().counter().drop()];
     for v in BOTH {
         let there = [Load::Daddr(v)];
-        rules.push(rule().nfproto(v).is_in(&there, &v.named("lan"), true).accept());
-        rules.push(rule().nfproto(v).is_in(&there, &v.named("not_direct"), true).counter().drop());
+        rules.push(rule().nfproto(v).among(&there, &v.named("lan"), true).accept());
+        rules.push(rule().nfproto(v).among(&there, &v.named("not_direct"), true).counter().drop());
     }
     rules.push(rule().accept());
     rules

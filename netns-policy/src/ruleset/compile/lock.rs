@@ -61,7 +61,7 @@ pub(super) fn connection_sets() -> BTreeMap<String, Set> {
 pub(super) fn known() -> Vec<Rule> {
     let error = |v: Version| {
         let icmp = rule().nfproto(v).l4proto(v.icmp());
-        icmp.is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).ct_state(RELATED).accept()
+        icmp.among(&[Load::IcmpType], &v.named("icmp_errors"), true).ct_state(RELATED).accept()
     };
     vec![rule().ct_state(ESTABLISHED).accept(), error(Version::V4), error(Version::V6)]
 }
@@ -82,9 +82,9 @@ fn permitted(side: &str, peer: fn(Version) -> Load) -> Vec<Rule> {
         let new = || rule().nfproto(v).ct_state(NEW);
         let echo = rule().nfproto(v).l4proto(v.icmp()).icmp_type(v.echo_request());
         [
-            new().is_in(&tuple, &v.named(side), true).accept(),
-            new().is_in(&tuple, &v.named(&format!("{side}_ranges")), true).accept(),
-            echo.is_in(&[peer(v)], &v.named(&format!("{side}_echo")), true).accept(),
+            new().among(&tuple, &v.named(side), true).accept(),
+            new().among(&tuple, &v.named(&format!("{side}_ranges")), true).accept(),
+            echo.among(&[peer(v)], &v.named(&format!("{side}_echo")), true).accept(),
         ]
     });
     rules.concat()
@@ -109,11 +109,11 @@ fn output(source: &Source, limits: &Limits) -> Vec<Rule> {
     for v in BOTH {
         let to = [Load::Daddr(v)];
         // Any protocol that is listed under `direct`; the list holds all or none.
-        let public = rule().nfproto(v).is_in(&to, &v.named("private"), false);
-        rules.push(public.is_in(&[Load::L4proto], &v.named("direct"), true).accept());
-        rules.push(rule().nfproto(v).is_in(&to, &v.named("lan"), true).accept());
+        let public = rule().nfproto(v).among(&to, &v.named("private"), false);
+        rules.push(public.among(&[Load::L4proto], &v.named("direct"), true).accept());
+        rules.push(rule().nfproto(v).among(&to, &v.named("lan"), true).accept());
         let tuple = [Load::Daddr(v), Load::L4proto, Load::Dport];
-        rules.push(rule().nfproto(v).is_in(&tuple, &v.named("reach"), true).accept());
+        rules.push(rule().nfproto(v).among(&tuple, &v.named("reach"), true).accept());
     }
     rules.extend(refuse(source));
     rules

@@ -81,6 +81,7 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
     chains.insert("panel".into(), Chain { hook: None, rules: entry() });
     for v in BOTH {
         chains.insert(v.named("ip"), Chain { hook: None, rules: family(source, v) });
+        chains.insert(v.named("fragments"), Chain { hook: None, rules: fragments(v) });
     }
     chains
 }
@@ -119,6 +120,7 @@ fn family(source: &Source, v: Version) -> Vec<Rule> {
     if v == Version::V6 {
         rules.push(rule().routing_header().counter().drop());
     }
+    rules.push(rule().fragment(v).goto(&v.named("fragments")));
     rules.push(rule().fwd(&call, &v.named("edges")));
     rules.extend(replies(&answer, &v.named("replies")));
     rules.push(rule().fwd(&call, &v.named("edge_ranges")));
@@ -128,6 +130,17 @@ fn family(source: &Source, v: Version) -> Vec<Rule> {
     rules.extend(errors(v));
     rules.extend(outside(v));
     rules.extend(refusal(source, v));
+    rules
+}
+
+/// Parts of a datagram: between a service and the gateway only, by address and never by port.
+///
+/// A later part has no ports, yet the kernel's quick loads of one, two and four bytes read on regardless: what the
+/// sender wrote there would be taken for ports (seen on 6.18; in IPv6 it is the flow label). So no rule with a port
+/// ever sees a part. Inside the fabric there are none, as its MTU is the largest that IP has.
+fn fragments(v: Version) -> Vec<Rule> {
+    let mut rules = by_address(v).to_vec();
+    rules.push(rule().counter().drop());
     rules
 }
 
@@ -146,7 +159,7 @@ fn errors(v: Version) -> Vec<Rule> {
     let width = if v == Version::V4 { 4 } else { 16 };
     let (proto, from, to) = (at.proto, Load::Transport(at.daddr, width), Load::Transport(at.saddr, width));
     let start = || {
-        let of_this_kind = rule().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).is_in(
+        let of_this_kind = rule().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true).among(
             &[Load::Iif, Load::Saddr(v)],
             &v.named("sources"),
             true,
@@ -168,18 +181,27 @@ fn errors(v: Version) -> Vec<Rule> {
 /// To the gateway and back: after all exact entries have missed.
 fn outside(v: Version) -> Vec<Rule> {
     let (here, there) = (Load::Saddr(v), Load::Daddr(v));
-    let error = || rule().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true);
+    let error = || rule().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);
     let sources = v.named("sources");
-    vec![
-        rule().is_in(&[there], &v.named("private"), false).fwd(&[Load::Iif, here], &v.named("direct")),
-        rule().fwd(&[Load::Iif, here, there], &v.named("lan")),
+    let mut rules = by_address(v).to_vec();
+    rules.extend([
         rule().fwd(&[Load::Iif, here, there, Load::L4proto, Load::Dport], &v.named("reach")),
-        rule().is_in(&[here], &v.named("private"), false).fwd(&[Load::Iif, there], &v.named("direct_back")),
-        rule().fwd(&[Load::Iif, here, there], &v.named("lan_back")),
         rule().fwd(&[Load::Iif, here, there, Load::L4proto, Load::Sport], &v.named("reach_back")),
         // A router on the way may have any address, a private one too, and the gateway itself has one of ours.
-        error().is_in(&[here], &v.named("pool"), false).fwd(&[Load::Iif, there], &v.named("errors_back")),
-        error().is_in(&[Load::Iif, here], &sources, true).fwd(&[Load::Iif, there], &v.named("errors_back")),
+        error().among(&[here], &v.named("pool"), false).fwd(&[Load::Iif, there], &v.named("errors_back")),
+        error().among(&[Load::Iif, here], &sources, true).fwd(&[Load::Iif, there], &v.named("errors_back")),
+    ]);
+    rules
+}
+
+/// What an unrestricted `direct` or `lan` opens, there and back.
+fn by_address(v: Version) -> [Rule; 4] {
+    let (here, there) = (Load::Saddr(v), Load::Daddr(v));
+    [
+        rule().among(&[there], &v.named("private"), false).fwd(&[Load::Iif, here], &v.named("direct")),
+        rule().fwd(&[Load::Iif, here, there], &v.named("lan")),
+        rule().among(&[here], &v.named("private"), false).fwd(&[Load::Iif, there], &v.named("direct_back")),
+        rule().fwd(&[Load::Iif, here, there], &v.named("lan_back")),
     ]
 }
 
@@ -187,7 +209,7 @@ fn refusal(source: &Source, v: Version) -> Vec<Rule> {
     let defaults = source.graph.defaults();
     let mut rules = vec![
         // Spoofed: counted, and never answered, or the answer would go to somebody who asked nothing.
-        rule().is_in(&[Load::Iif, Load::Saddr(v)], &v.named("sources"), false).counter().drop(),
+        rule().among(&[Load::Iif, Load::Saddr(v)], &v.named("sources"), false).counter().drop(),
         // One element a wire: a flood fills nothing for others. The lock of each service keeps the details.
         rule().update(&[Load::Iif], "denied"),
     ];

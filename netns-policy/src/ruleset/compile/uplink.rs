@@ -101,7 +101,7 @@ fn output() -> Vec<Rule> {
     rules.extend(known());
     for v in BOTH {
         let error = rule().nfproto(v).l4proto(v.icmp());
-        rules.push(error.is_in(&[Load::IcmpType], &v.named("icmp_errors"), true).accept());
+        rules.push(error.among(&[Load::IcmpType], &v.named("icmp_errors"), true).accept());
     }
     rules.push(rule().counter().drop());
     rules
@@ -112,21 +112,21 @@ fn forward() -> Vec<Rule> {
     let back = || rule().iifname(LEG).oifname(WIRE);
     rules.push(back().ct_state(ESTABLISHED).ct_reply().accept());
     for v in BOTH {
-        let error = back().nfproto(v).l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true);
+        let error = back().nfproto(v).l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);
         rules.push(error.ct_state(RELATED).accept());
     }
     for v in BOTH {
         let out = || rule().iifname(WIRE).oifname(LEG).nfproto(v);
         let (here, there) = (Load::Saddr(v), Load::Daddr(v));
-        rules.push(out().is_in(&[here, there], &v.named("resolvers"), true).dport(53).accept());
-        rules.push(out().is_in(&[there], &v.named("host"), true).counter().reject(Reject::IcmpxAdminProhibited));
-        rules.push(out().is_in(&[here, there], &v.named("lan"), true).accept());
+        rules.push(out().among(&[here, there], &v.named("resolvers"), true).dport(53).accept());
+        rules.push(out().among(&[there], &v.named("host"), true).counter().reject(Reject::IcmpxAdminProhibited));
+        rules.push(out().among(&[here, there], &v.named("lan"), true).accept());
         let tuple = [here, there, Load::L4proto, Load::Dport];
-        rules.push(out().is_in(&tuple, &v.named("reach"), true).accept());
-        let public = || out().is_in(&[there], &v.named("not_direct"), false);
-        rules.push(public().is_in(&[here], &v.named("direct"), true).accept());
-        rules.push(public().is_in(&tuple, &v.named("direct_ports"), true).accept());
-        let error = out().l4proto(v.icmp()).is_in(&[Load::IcmpType], &v.named("icmp_errors"), true);
+        rules.push(out().among(&tuple, &v.named("reach"), true).accept());
+        let public = || out().among(&[there], &v.named("not_direct"), false);
+        rules.push(public().among(&[here], &v.named("direct"), true).accept());
+        rules.push(public().among(&tuple, &v.named("direct_ports"), true).accept());
+        let error = out().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);
         rules.push(error.ct_state(RELATED).accept());
     }
     rules.push(rule().counter().end());

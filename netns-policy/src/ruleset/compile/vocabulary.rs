@@ -22,10 +22,10 @@ pub(super) const ESTABLISHED: u32 = 2;
 pub(super) const RELATED: u32 = 4;
 pub(super) const NEW: u32 = 8;
 
-/// Destination unreachable, time exceeded, parameter problem (RFC 792).
-pub(super) const ICMP_ERRORS: [u8; 3] = [3, 11, 12];
-/// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
-pub(super) const ICMP6_ERRORS: [u8; 4] = [1, 2, 3, 4];
+/// Destination unreachable, time exceeded (RFC 792).
+pub(super) const ICMP_ERRORS: [u8; 2] = [3, 11];
+/// Destination unreachable, packet too big, time exceeded (RFC 4443).
+pub(super) const ICMP6_ERRORS: [u8; 3] = [1, 2, 3];
 
 impl Version {
     /// `edges4`, `edges6`.
@@ -263,6 +263,20 @@ impl Words {
         self.with([load, Expr::Cmp { equal: true, sreg: Reg(0), data: vec![1] }])
     }
 
+    /// A part of a datagram: `ip frag-off & 0x3fff != 0` (offset or "more"), `exthdr frag exists`.
+    pub(super) fn fragment(self, version: Version) -> Self {
+        let reg = Reg(0);
+        match version {
+            Version::V4 => self.with([
+                Expr::Payload { base: Base::Network, offset: 6, len: 2, dreg: reg },
+                Expr::Bitwise { sreg: reg, dreg: reg, mask: vec![0x3f, 0xff], xor: vec![0; 2] },
+                Expr::Cmp { equal: false, sreg: reg, data: vec![0; 2] },
+            ]),
+            Version::V6 => self
+                .with([Expr::FragmentHeaderExists { dreg: reg }, Expr::Cmp { equal: true, sreg: reg, data: vec![1] }]),
+        }
+    }
+
     /// `tcp flags & MASK == VALUE`, or `!=`.
     pub(super) fn tcp_flags(self, mask: u8, equal: bool, value: u8) -> Self {
         let reg = Reg(0);
@@ -285,21 +299,25 @@ impl Words {
     }
 
     /// `FIELDS @set`, or `FIELDS != @set`.
-    pub(super) fn is_in(self, fields: &[Load], set: &str, yes: bool) -> Self {
+    pub(super) fn among(self, fields: &[Load], set: &str, yes: bool) -> Self {
         let lookup = Expr::Lookup { set: set.to_owned(), sreg: Reg(0), dreg: None, invert: !yes };
         self.with(load(fields)).with([lookup])
     }
 
-    /// Matches when `map` has `FIELDS`, whatever it answers. The answer is loaded: kernels before 6.6 refuse to ask a
-    /// map without taking its answer.
+    /// Matches when `map` has `FIELDS`: its answer, an index, is never 0. Older kernels refuse to ask a map without
+    /// taking its answer, and nft(8) does not list a question whose answer nobody reads.
     pub(super) fn has(self, fields: &[Load], map: &str) -> Self {
+        self.ask(fields, map).with([Expr::Cmp { equal: false, sreg: Reg(0), data: vec![0; 4] }])
+    }
+
+    fn ask(self, fields: &[Load], map: &str) -> Self {
         let lookup = Expr::Lookup { set: map.to_owned(), sreg: Reg(0), dreg: Some(Reg(0)), invert: false };
         self.with(load(fields)).with([lookup])
     }
 
     /// `fwd to FIELDS map @map`.
     pub(super) fn fwd(self, fields: &[Load], map: &str) -> Rule {
-        self.has(fields, map).with([Expr::Fwd { sreg: Reg(0) }]).end()
+        self.ask(fields, map).with([Expr::Fwd { sreg: Reg(0) }]).end()
     }
 
     /// `ct state S`.
@@ -326,7 +344,7 @@ impl Words {
     }
 
     /// `fib daddr type local` (`RTN_LOCAL` is 2).
-    pub(super) fn to_this_machine(self) -> Self {
+    pub(super) fn local_destination(self) -> Self {
         self.with([
             Expr::FibDaddrType { dreg: Reg(0) },
             Expr::Cmp { equal: true, sreg: Reg(0), data: 2u32.to_ne_bytes().to_vec() },
@@ -416,7 +434,8 @@ pub(super) fn interval_map(key: &[Field]) -> Set {
 }
 
 pub(super) fn dynamic(key: &[Field], size: u32, timeout: u32) -> Set {
-    Set { dynamic: Some(Dynamic { size, timeout }), counter: true, ..set(key) }
+    // The rule that fills it says `counter`; said of the set too, the kernel would no longer tell it of the rule.
+    Set { dynamic: Some(Dynamic { size, timeout }), ..set(key) }
 }
 
 /// Builds the key of an element, field by field.

@@ -1,0 +1,111 @@
+//! What was typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Puts every service of this machine into a network namespace of its own, so that only the written edges carry packets.
+#[derive(Debug, Parser)]
+#[command(name = "nsctl", version, arg_required_else_help = true)]
+pub struct Args {
+    /// A policy file, or a directory of them; may be given several times.
+    ///
+    /// Default: /usr/lib/nsctl/policy.d/, /etc/nsctl/policy.toml, /etc/nsctl/policy.d/, /run/nsctl/policy.d/.
+    #[arg(short = 'f', long = "policy", value_name = "PATH", global = true)]
+    pub policy: Vec<PathBuf>,
+
+    /// Where addresses are recorded, so that services keep them.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/nsctl", global = true)]
+    pub state: PathBuf,
+
+    /// The answer as JSON on stdout. Keys are stable and only ever grow; see docs/cli.md.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Say on stderr what is done, step by step.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes the kernel as the policy says; a second call does nothing.
+    Apply {
+        /// Give services other addresses where the pool changed.
+        #[arg(long)]
+        renumber: bool,
+    },
+    /// Parses the policy and checks its invariants and tests; needs no privilege.
+    Check,
+    /// Shows everything on a bitcoin node of 17 services, in a sandbox that touches nothing of the host.
+    Demo,
+    /// Removes everything that is nsctl's; recorded addresses stay.
+    Down,
+    /// Prints the addresses of a service and its neighbours, and the unit settings that put it into its namespace.
+    Env {
+        /// The service.
+        service: String,
+    },
+    /// Runs a command inside a service's namespace, with its hosts file and resolver and without privileges.
+    Exec {
+        /// Run as this user; default: the caller behind sudo, else the unit's User=, else nobody.
+        #[arg(long)]
+        user: Option<String>,
+        /// The service.
+        service: String,
+        /// The command and its arguments.
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Prints the allow-graph; needs no privilege.
+    Graph {
+        /// The form.
+        #[arg(long, value_enum, default_value_t = Form::Text)]
+        format: Form,
+    },
+    /// Prints what apply would do, as edges.
+    Plan {
+        /// Compare with an empty machine instead of this one; needs no privilege.
+        #[arg(long)]
+        offline: bool,
+        /// Exit with 3 when there is something to do.
+        #[arg(long)]
+        exit_code: bool,
+        /// Plan with other addresses where the pool changed.
+        #[arg(long)]
+        renumber: bool,
+    },
+    /// Prints services, addresses, edges with their counters, and drift.
+    Status,
+    /// Really connects every pair and compares with the graph.
+    Verify {
+        /// An address on the internet that answers on every probed port, to stand for `wan`.
+        #[arg(long, value_name = "ADDRESS")]
+        wan: Option<std::net::IpAddr>,
+        /// An address of the local network that answers, to stand for `lan`.
+        #[arg(long, value_name = "ADDRESS")]
+        lan: Option<std::net::IpAddr>,
+    },
+    /// Explains why FROM may or may not reach TO:PORT; needs no privilege.
+    Why {
+        /// A service, a peer, or `host`.
+        from: String,
+        /// A service and its port, by name or number: `bitcoind:rpc`, `bitcoind:tcp:8332`; or `wan`, `lan`, `metadata`.
+        #[arg(value_name = "TO:PORT")]
+        to: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Form {
+    /// Graphviz.
+    Dot,
+    /// Mermaid flowchart.
+    Mermaid,
+    /// One line for each edge.
+    Text,
+}

@@ -1,0 +1,62 @@
+//! `nsctl apply` and `nsctl down`.
+
+use std::process::ExitCode;
+
+use nsctl::{Error, Note, Orchestrator};
+use serde_json::json;
+
+use super::plan;
+use crate::args::Args;
+use crate::output;
+
+pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
+    let applied = nsctl.apply()?;
+    let notes: Vec<String> = applied.notes.iter().map(note).collect();
+    if args.verbose {
+        applied.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
+    }
+    if args.json {
+        let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
+        let changes = plan::as_json(&applied.planned.plan)["changes"].take();
+        let warnings: Vec<_> = applied.planned.checked.warnings.iter().map(|warning| warning.plain()).collect();
+        output::answer(&json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::warnings(&applied.planned.checked.warnings);
+    let lines = plan::lines(&applied.planned);
+    lines.iter().for_each(output::line);
+    notes.iter().for_each(output::talk);
+    match (applied.report.done.len(), lines.len()) {
+        (0, _) => output::line("nothing to do"),
+        (_, n) => output::line(format_args!("{n} change{} made", if n == 1 { "" } else { "s" })),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn note(note: &Note) -> String {
+    match note {
+        Note::Blocked(blocked) => format!(
+            "{} on this host drops what services send outside; let it pass with: {}",
+            blocked.chain, blocked.remedy
+        ),
+        Note::NoResolver => "no resolver of this host can be reached from a namespace: set [network] resolvers".into(),
+        Note::NoUplink => "there is no default route yet: outbound leads nowhere until there is one".into(),
+        Note::NotServed { exposure } => format!("not served yet, nothing is open for it: {exposure}"),
+    }
+}
+
+pub fn down(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
+    let removed = nsctl.down()?;
+    if args.verbose {
+        removed.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
+    }
+    if args.json {
+        let done: Vec<_> = removed.report.done.iter().map(ToString::to_string).collect();
+        output::answer(&json!({ "network": removed.network.to_string(), "done": done }));
+    } else if removed.report.done.is_empty() {
+        output::line(format_args!("nothing of network {} is there", removed.network));
+    } else {
+        output::line(format_args!("network {} is removed; its addresses stay recorded", removed.network));
+    }
+    Ok(ExitCode::SUCCESS)
+}

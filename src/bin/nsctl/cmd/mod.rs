@@ -1,0 +1,67 @@
+//! One file a verb, or a few that belong together.
+
+mod apply;
+mod demo;
+mod env;
+mod exec;
+mod graph;
+mod plan;
+mod status;
+mod verify;
+mod why;
+
+use std::process::ExitCode;
+
+use nsctl::{Error, Options, Orchestrator};
+
+use crate::args::{Args, Command};
+use crate::output;
+
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    match &args.command {
+        Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
+        Command::Check => check(args),
+        Command::Demo => demo::demo(args),
+        Command::Down => apply::down(args, &orchestrator(args, false)),
+        Command::Env { service } => env::env(args, &orchestrator(args, false), service),
+        Command::Exec { user, service, command } => {
+            exec::exec(&orchestrator(args, false), user.as_deref(), service, command)
+        }
+        Command::Graph { format } => graph::graph(args, *format, &orchestrator(args, false)),
+        Command::Plan { offline, exit_code, renumber } => {
+            plan::plan(args, &orchestrator(args, *renumber), *offline, *exit_code)
+        }
+        Command::Status => status::status(args, &orchestrator(args, false)),
+        Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
+        Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
+    }
+}
+
+fn orchestrator(args: &Args, renumber: bool) -> Orchestrator {
+    let options = Options { policy: args.policy.clone(), state: args.state.clone(), renumber, ..Options::default() };
+    Orchestrator::new(options)
+}
+
+fn check(args: &Args) -> Result<ExitCode, Error> {
+    let checked = orchestrator(args, false).check()?;
+    let (services, edges) = (checked.graph.services().count(), checked.graph.edges().len());
+    if args.json {
+        let warnings: Vec<_> = checked.warnings.iter().map(|warning| warning.plain()).collect();
+        output::answer(&serde_json::json!({ "services": services, "edges": edges, "warnings": warnings }));
+    } else {
+        output::warnings(&checked.warnings);
+        output::line(format_args!("ok: {services} services, {edges} edges"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The service of that name.
+fn service_of<'a>(
+    graph: &'a netns_policy::graph::AllowGraph,
+    name: &str,
+) -> Result<&'a netns_policy::graph::Service, Error> {
+    graph.service(name).ok_or_else(|| {
+        let known: Vec<_> = graph.services().map(|service| service.name.as_str()).collect();
+        Error::Usage { message: format!("there is no service `{name}`; there are: {}", known.join(", ")) }
+    })
+}

@@ -1,0 +1,96 @@
+//! `nsctl plan`: the difference, as edges.
+
+use std::process::ExitCode;
+
+use netns_policy::changes::Change;
+use netns_policy::plan::Plan;
+use nsctl::{Error, Orchestrator, Planned};
+use serde_json::json;
+
+use crate::args::Args;
+use crate::output;
+
+pub fn plan(args: &Args, nsctl: &Orchestrator, offline: bool, exit_code: bool) -> Result<ExitCode, Error> {
+    let planned = if offline { nsctl.plan_offline()? } else { nsctl.plan()? };
+    if args.json {
+        output::answer(&as_json(&planned.plan));
+    } else {
+        output::warnings(&planned.checked.warnings);
+        print(&planned);
+        if args.verbose {
+            planned.plan.steps.iter().for_each(|step| output::talk(format_args!("would {step}")));
+        }
+    }
+    let something = exit_code && !planned.plan.is_empty();
+    Ok(if something { ExitCode::from(3) } else { ExitCode::SUCCESS })
+}
+
+/// The plan with stable keys.
+pub fn as_json(plan: &Plan) -> serde_json::Value {
+    let steps: Vec<_> = plan.steps.iter().map(ToString::to_string).collect();
+    let changes: Vec<_> = plan.changes.iter().map(change_json).collect();
+    json!({ "steps": steps, "changes": changes })
+}
+
+fn change_json(change: &Change) -> serde_json::Value {
+    match change {
+        Change::AddEdge(p) | Change::RemoveEdge(p) => {
+            let verb = if matches!(change, Change::AddEdge(_)) { "add" } else { "remove" };
+            json!({ "change": verb, "what": "edge", "from": p.from, "to": p.to, "ports": p.ports.map(|p| p.to_string()) })
+        }
+        Change::AddService { name, addresses } => json!({
+            "change": "add", "what": "service", "name": name.to_string(),
+            "address4": addresses.v4, "address6": addresses.v6,
+        }),
+        Change::RemoveService { netns } => json!({ "change": "remove", "what": "service", "netns": netns }),
+        Change::Repair { what } => json!({ "change": "repair", "what": what }),
+    }
+}
+
+fn print(planned: &Planned) {
+    let lines = lines(planned);
+    lines.iter().for_each(output::line);
+    match (lines.len(), planned.plan.steps.len()) {
+        (0, 0) => output::line("nothing to do"),
+        (0, n) => output::line(format_args!("{n} steps of upkeep, none made yet; run `nsctl apply` to make them")),
+        (n, _) => output::line(format_args!(
+            "{n} change{}, none made yet; run `nsctl apply` to make {}",
+            if n == 1 { "" } else { "s" },
+            if n == 1 { "it" } else { "them" },
+        )),
+    }
+}
+
+/// One line for each change: the sign, the kind, the thing.
+pub fn lines(planned: &Planned) -> Vec<String> {
+    let graph = &planned.checked.graph;
+    planned.plan.changes.iter().map(|change| line(change, graph)).collect()
+}
+
+fn line(change: &Change, graph: &netns_policy::graph::AllowGraph) -> String {
+    match change {
+        Change::AddEdge(p) => format!("+ edge    {}", named(p, graph)),
+        Change::RemoveEdge(p) => format!("- edge    {}", named(p, graph)),
+        Change::AddService { name, addresses } => {
+            let v6 = addresses.v6.map(|v6| format!("  {v6}")).unwrap_or_default();
+            format!("+ service {name:<23} {:<15}{v6}", addresses.v4.to_string()).trim_end().to_owned()
+        }
+        Change::RemoveService { netns } => {
+            let prefix = format!("{}-", graph.network().name);
+            format!("- service {}", netns.strip_prefix(&prefix).unwrap_or(netns))
+        }
+        Change::Repair { what } => format!("~ repair  {what}"),
+    }
+}
+
+/// The edge with the target's own name for the ports, where it has one.
+fn named(passage: &netns_policy::changes::Passage, graph: &netns_policy::graph::AllowGraph) -> String {
+    let name = passage.ports.and_then(|ports| {
+        let target = graph.service(&passage.to)?;
+        target.ports.iter().find(|(_, own)| **own == ports).map(|(name, _)| name)
+    });
+    match name {
+        Some(name) => format!("{} -> {}:{name}", passage.from, passage.to),
+        None => passage.to_string(),
+    }
+}

@@ -1,0 +1,51 @@
+//! `nsctl status`.
+
+use std::process::ExitCode;
+
+use nsctl::{Error, Orchestrator};
+
+use crate::args::Args;
+use crate::output;
+
+pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
+    let status = nsctl.status()?;
+    if args.json {
+        output::answer(&status);
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(format_args!("network {}", status.network));
+    output::line(format_args!("\n{:<24} {:<5} {:<15} {}", "SERVICE", "STATE", "IPV4", "IPV6"));
+    for service in &status.services {
+        let v6 = service.address6.map(|v6| v6.to_string()).unwrap_or_default();
+        let text = format!("{:<24} {:<5} {:<15} {v6}", service.name, service.state, service.address4.to_string());
+        output::line(text.trim_end());
+    }
+    output::line(format_args!("\n{:<24} {:<32} {:>10} {:>14}", "FROM", "TO", "PACKETS", "BYTES"));
+    for edge in &status.edges {
+        let port = match (&edge.port_name, edge.port == edge.port_end) {
+            (Some(name), _) => name.clone(),
+            (None, true) => format!("{}:{}", edge.proto, edge.port),
+            (None, false) => format!("{}:{}-{}", edge.proto, edge.port, edge.port_end),
+        };
+        let to = format!("{}:{port}", edge.to);
+        output::line(format_args!("{:<24} {to:<32} {:>10} {:>14}", edge.from, edge.packets, edge.bytes));
+    }
+    for outbound in &status.outbound {
+        output::line(format_args!("{:<24} {}", outbound.from, outbound.to.join(", ")));
+    }
+    if !status.exposures.is_empty() {
+        output::line(format_args!("\n{:<24} {:<32} {}", "EXPOSED BY", "SERVICE", "STATE"));
+        for exposure in &status.exposures {
+            let target = format!("{}:{}", exposure.service, exposure.port);
+            output::line(format_args!("{:<24} {target:<32} {}", exposure.way, exposure.state));
+        }
+    }
+    match status.drift.as_slice() {
+        [] => output::line("\nno drift"),
+        drift => {
+            output::line("\ndrift; `nsctl apply` repairs it:");
+            drift.iter().for_each(|what| output::line(format_args!("  {what}")));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

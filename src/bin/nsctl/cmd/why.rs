@@ -1,0 +1,54 @@
+//! `nsctl why`: which edge, or which absence; and, where the kernel may be asked, what has passed.
+
+use std::process::ExitCode;
+
+use netns_policy::explain::explain;
+use netns_policy::graph::{AllowGraph, Origin, Target};
+use netns_policy::port::Protocol;
+use nsctl::status::edge_count;
+use nsctl::{Error, Orchestrator};
+use serde_json::json;
+
+use crate::args::Args;
+use crate::output;
+
+pub fn why(args: &Args, nsctl: &Orchestrator, from: &str, to: &str) -> Result<ExitCode, Error> {
+    let graph = nsctl.check()?.graph;
+    let (to, port) = to.split_once(':').unwrap_or((to, ""));
+    let explanation = explain(&graph, from, to, port).map_err(|e| {
+        let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+        Error::Usage { message: format!("{e}{hint}") }
+    })?;
+    let passed = passed(nsctl, &graph, from, to, port);
+    if args.json {
+        let mut answer = json!(explanation);
+        answer["packets"] = json!(passed.map(|(packets, _)| packets));
+        answer["bytes"] = json!(passed.map(|(_, bytes)| bytes));
+        output::answer(&answer);
+    } else {
+        output::line(&explanation);
+        if let Some((packets, bytes)) = passed {
+            output::line(format_args!("     passed so far: {packets} packets, {bytes} bytes"));
+        }
+    }
+    // An answer is an answer: whether it is yes or no is on stdout, the exit code says that it was found.
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the element of the edge has counted; nothing without privilege, or when the policy is not applied.
+fn passed(nsctl: &Orchestrator, graph: &AllowGraph, from: &str, to: &str, port: &str) -> Option<(u64, u64)> {
+    let origin = if from == "host" { Origin::Host } else { Origin::Service(from.parse().ok()?) };
+    let target = if to == "host" { Target::Host } else { Target::Service(to.parse().ok()?) };
+    let edge = graph.edges().iter().find(|edge| {
+        let named = edge.port_name.as_ref().is_some_and(|name| name.as_str() == port);
+        let numbered = port.rsplit(':').next().and_then(|n| n.parse().ok()).is_some_and(|n: u16| {
+            let protocol = if port.starts_with("udp:") { Protocol::Udp } else { Protocol::Tcp };
+            edge.ports.covers(protocol, n)
+        });
+        edge.from == origin && edge.to == target && (named || numbered || port.is_empty())
+    })?;
+    let planned = nsctl.plan().ok()?;
+    planned.observed.fabric.as_ref()?;
+    let (there, _) = edge_count(&planned, edge);
+    Some((there.packets, there.bytes))
+}

@@ -1,0 +1,143 @@
+//! Everything that reaches a terminal: answers on stdout, talk on stderr.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use miette::{GraphicalReportHandler, GraphicalTheme};
+use netns_policy::diagnostic::{Finding, Warning};
+use nsctl::Error;
+use serde::Serialize;
+use serde_json::json;
+
+/// Prints a line of the answer. A reader that has gone (`nsctl status | head`) is no error.
+pub fn line(text: impl Display) {
+    writeln!(io::stdout().lock(), "{text}").ok();
+}
+
+/// Prints the answer as JSON.
+pub fn answer(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => line(text),
+        Err(e) => talk(format_args!("cannot write the answer as JSON: {e}")),
+    }
+}
+
+/// Says something beside the answer.
+pub fn talk(text: impl Display) {
+    writeln!(io::stderr().lock(), "nsctl: {text}").ok();
+}
+
+/// Says what is legal but doubtful.
+pub fn warnings(warnings: &[Warning]) {
+    for warning in warnings {
+        talk(format_args!("{}", report(warning)));
+    }
+}
+
+/// A mistake in a policy file with its line, in plain ASCII: it means the same without colours.
+fn report(finding: &Finding) -> String {
+    let mut text = String::new();
+    let theme = GraphicalTheme::none();
+    match GraphicalReportHandler::new_themed(theme).with_width(110).render_report(&mut text, finding) {
+        Ok(()) => text,
+        Err(_) => finding.to_string(),
+    }
+}
+
+/// Says why a command failed and gives its exit code: 2 when the policy or the command is wrong, else 1.
+pub fn failure(error: &Error, as_json: bool) -> ExitCode {
+    if as_json {
+        answer(&json!({ "errors": machine_readable(error) }));
+    } else {
+        person_readable(error);
+    }
+    ExitCode::from(exit_code(error))
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Address(_) | Error::NoNetwork { .. } | Error::Policy(_) | Error::Read(_) | Error::Usage { .. } => 2,
+        _ => 1,
+    }
+}
+
+fn person_readable(error: &Error) {
+    if let Error::Policy(errors) = error {
+        for finding in errors.iter() {
+            writeln!(io::stderr().lock(), "{}", report(finding)).ok();
+        }
+        let n = errors.iter().count();
+        talk(format_args!("the policy is refused: {n} error{}; nothing was changed", if n == 1 { "" } else { "s" }));
+        return;
+    }
+    talk(chain(error));
+    if let Some(help) = help(error) {
+        writeln!(io::stderr().lock(), "  help: {help}").ok();
+    }
+}
+
+/// Overwrites the last line of a terminal's stderr.
+pub fn progress(text: impl Display) {
+    write!(io::stderr().lock(), "\r{text}\x1b[K\r").ok();
+}
+
+/// An error with its causes, each layer's sentence once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let sentence = source.to_string();
+        if !text.ends_with(&sentence) {
+            text.push_str(": ");
+            text.push_str(&sentence);
+        }
+        next = source.source();
+    }
+    text
+}
+
+fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
+    if let Error::Policy(errors) = error {
+        return errors.iter().map(|finding| json!(finding.plain())).collect();
+    }
+    vec![json!({
+        "code": code(error),
+        "file": null,
+        "line": null,
+        "column": null,
+        "message": chain(error),
+        "help": help(error),
+    })]
+}
+
+fn code(error: &Error) -> &'static str {
+    match error {
+        Error::Address(e) => e.code(),
+        Error::Demo { .. } | Error::Verify(_) => "E0913",
+        Error::Foreign { .. } => "E0218",
+        Error::Kernel(_) | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
+        Error::NoNetwork { .. } => "E0909",
+        Error::Policy(_) => "E0100",
+        Error::Probe(_) | Error::Sandbox(_) => "E0901",
+        Error::Read(e) => e.code(),
+        Error::Store(e) => e.code(),
+        Error::Unprivileged { .. } => "E0910",
+        Error::Usage { .. } => "E0911",
+    }
+}
+
+fn help(error: &Error) -> Option<String> {
+    match error {
+        Error::Address(e) => Some(e.help().to_owned()),
+        Error::Foreign { netns } => Some(format!("remove it (`ip netns del {netns}`), or give [network] another name")),
+        Error::NoNetwork { .. } => Some("name a policy with --policy".into()),
+        Error::Read(e) => Some(e.help().to_owned()),
+        Error::Step { .. } | Error::Unfinished { .. } => {
+            Some("nothing is open that the policy does not allow; run `nsctl apply` again to finish".into())
+        }
+        Error::Store(e) => Some(e.help().to_owned()),
+        Error::Unprivileged { .. } => Some("run it as root, for example with sudo".into()),
+        _ => None,
+    }
+}
