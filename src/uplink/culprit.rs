@@ -85,7 +85,8 @@ fn remedy(chains: &[ListedChain], of: &ListedChain, leg: &str) -> String {
         return format!("{zone} && {}", zone.replacen("firewall-cmd", "firewall-cmd --permanent", 1));
     }
     let ListedChain { family, table, name, .. } = of;
-    both(|_, word| format!("nft insert rule {family} {table} {name} {}ifname \"{leg}\" accept", &word[..1]))
+    // Quoted twice: for the shell, and for nft(8), to which a plus sign is no part of a name.
+    both(|_, word| format!("nft 'insert rule {family} {table} {name} {}ifname \"{leg}\" accept'", &word[..1]))
 }
 
 fn legacy_filter(family: &str, leg: &str) -> Blocked {
@@ -128,8 +129,8 @@ mod tests {
             chain("ip filter FORWARD", Some(false), vec![]),
             chain("inet nsctl-node forward", Some(false), vec![]),
         ];
-        let remedy = "nft insert rule ip filter FORWARD iifname \"node+leg\" accept && \
-                      nft insert rule ip filter FORWARD oifname \"node+leg\" accept";
+        let remedy = "nft 'insert rule ip filter FORWARD iifname \"node+leg\" accept' && \
+                      nft 'insert rule ip filter FORWARD oifname \"node+leg\" accept'";
         assert_eq!(found(&chains, &["ip"]), [("ip filter FORWARD (policy drop)".to_owned(), remedy.to_owned())]);
         assert_eq!(found(&chains, &["ip6"])[0].0, "inet mine forward (one of its rules)");
     }

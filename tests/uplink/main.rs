@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "ip, nft and sh are witnesses; a sandbox needs unshare")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod world;
 
 use std::net::UdpSocket;
@@ -10,7 +12,8 @@ use std::time::{Duration, Instant};
 use netns_policy::plan::Step;
 use nsctl::{Applied, Note};
 
-use world::{World, connect, ip, ip_in, listen, sandboxed, seen_as, sh, sysctl};
+use common::{in_sandbox, ip};
+use world::{World, connect, ip_in, listen, seen_as, sh, sysctl};
 
 fn apply(world: &World) -> Applied {
     world.orchestrator().apply().unwrap_or_else(|e| {
@@ -26,8 +29,9 @@ fn apply(world: &World) -> Applied {
 
 #[test]
 fn direct_reaches_the_internet_as_the_host() {
-    sandboxed("direct_reaches_the_internet_as_the_host", |world| {
-        world.wait_for_advertised_route();
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
         let applied = apply(world);
         assert_eq!(applied.notes, []);
         let servers = ["203.0.113.10:80", "[2001:db8:9::10]:80"].map(|at| (at, listen(Some(&world.internet), at)));
@@ -47,8 +51,9 @@ fn direct_reaches_the_internet_as_the_host() {
 
 #[test]
 fn direct_means_neither_the_host_nor_its_neighbours_nor_private_networks() {
-    sandboxed("direct_means_neither_the_host_nor_its_neighbours_nor_private_networks", |world| {
-        world.wait_for_advertised_route();
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
         apply(world);
         let inside = ["192.168.7.2:80", "198.18.5.2:80", "[2001:db8:7::2]:80"];
         let near = ["192.168.7.1:80", "198.18.5.77:80", "[2001:db8:7::1]:80"];
@@ -73,8 +78,9 @@ fn direct_means_neither_the_host_nor_its_neighbours_nor_private_networks() {
 
 #[test]
 fn a_router_with_a_private_address_teaches_the_service_its_mtu() {
-    sandboxed("a_router_with_a_private_address_teaches_the_service_its_mtu", |world| {
-        world.wait_for_advertised_route();
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
         apply(world);
         let app = world.service("app");
         for (local, to) in [("0.0.0.0:0", "203.0.113.10:9"), ("[::]:0", "[2001:db8:9::10]:9")] {
@@ -94,8 +100,9 @@ fn a_router_with_a_private_address_teaches_the_service_its_mtu() {
 
 #[test]
 fn a_firewall_that_drops_the_leg_is_named_with_the_line_that_helps() {
-    sandboxed("a_firewall_that_drops_the_leg_is_named_with_the_line_that_helps", |world| {
-        world.wait_for_advertised_route();
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
         sh("nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'");
         let server = listen(Some(&world.internet), "203.0.113.10:80");
         let applied = apply(world);
@@ -111,12 +118,13 @@ fn a_firewall_that_drops_the_leg_is_named_with_the_line_that_helps() {
 
 #[test]
 fn a_firewall_for_both_families_is_named_once_by_its_rule() {
-    sandboxed("a_firewall_for_both_families_is_named_once_by_its_rule", |world| {
-        world.wait_for_advertised_route();
-        sh("nft 'table inet fw { chain fwd { type filter hook forward priority 5; counter reject; }; }'");
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
+        sh("nft 'table inet fw { chain others { type filter hook forward priority 5; counter drop; }; }'");
         let applied = apply(world);
         let [Note::Blocked(blocked)] = &applied.notes[..] else { panic!("{:?}", applied.notes) };
-        assert_eq!(blocked.chain, "inet fw fwd (one of its rules)");
+        assert_eq!(blocked.chain, "inet fw others (one of its rules)");
         sh(&blocked.remedy);
         assert_eq!(apply(world).notes, []);
     });
@@ -124,8 +132,9 @@ fn a_firewall_for_both_families_is_named_once_by_its_rule() {
 
 #[test]
 fn sysctls_are_set_in_order_and_down_restores_each() {
-    sandboxed("sysctls_are_set_in_order_and_down_restores_each", |world| {
-        world.wait_for_advertised_route();
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
         let paths = [
             "net/ipv6/conf/eth0/accept_ra",
             "net/ipv6/conf/all/forwarding",
@@ -155,7 +164,8 @@ fn sysctls_are_set_in_order_and_down_restores_each() {
 
 #[test]
 fn without_a_default_route_or_a_resolver_the_operator_is_told() {
-    sandboxed("without_a_default_route_or_a_resolver_the_operator_is_told", |world| {
+    in_sandbox(|| {
+        let world = &World::new();
         ip("route del default");
         sh("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra; ip -6 route flush default");
         world.resolvers("nameserver 127.0.0.53\n");

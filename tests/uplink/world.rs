@@ -1,4 +1,4 @@
-//! A machine with a way out, all of it in namespaces of the test's own thread.
+//! A machine with a way out, all of it in the sandbox of a test.
 //!
 //! ```text
 //! host (the test)  eth0 ------- r0  router  r1 --(mtu 1400)-- i0  internet
@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt, socket, sockopt,
 };
 use nsctl::kernel::netns::Netns;
 use nsctl::{Options, Orchestrator};
+
+use super::common::ip;
 
 const POLICY: &str = r#"
 schema = 1
@@ -33,25 +34,6 @@ outbound = "direct"
 [service.shut]
 "#;
 
-/// Runs `test` in network and mount namespaces of its own. Starts the test binary again where that takes a user
-/// namespace, and says loudly when it cannot be done at all.
-pub fn sandboxed(name: &str, test: impl FnOnce(&World) + Send + 'static) {
-    if Netns::unpinned().is_ok() {
-        let done = thread::spawn(move || test(&World::new())).join();
-        return done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    }
-    let inside = std::env::var_os("NSCTL_TEST_UNSHARED").is_some();
-    if inside || !Command::new("unshare").args(["-Urmn", "true"]).status().is_ok_and(|status| status.success()) {
-        let message = "NOT TESTED: no network namespace can be made here; run as root or under `unshare -Urmn`";
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
-        return eprintln!("{message}");
-    }
-    let mut again = Command::new("unshare");
-    again.arg("-Urmn").arg(std::env::current_exe().expect("a test knows its file"));
-    again.args(["--exact", name, "--nocapture"]).env("NSCTL_TEST_UNSHARED", "1");
-    assert!(again.status().expect("unshare runs").success(), "{name} in a user namespace");
-}
-
 pub struct World {
     pub router: Netns,
     pub internet: Netns,
@@ -60,11 +42,8 @@ pub struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of the test's own");
-        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("nothing gets out of the mount namespace");
-        mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a /run of the test's own");
+    /// Makes it in the sandbox of the caller.
+    pub fn new() -> Self {
         let directory = PathBuf::from("/run/test");
         fs::create_dir_all(&directory).expect("a directory");
         let world = Self {
@@ -100,7 +79,6 @@ impl World {
     fn wires(&self) {
         let at = |netns: &Netns| format!("/proc/{}/fd/{}", std::process::id(), netns.file().as_raw_fd());
         let (router, internet) = (at(&self.router), at(&self.internet));
-        ip("link set lo up");
         ip(&format!("link add eth0 type veth peer name r0 netns {router}"));
         ip_in(&self.router, &format!("link add r1 mtu 1400 type veth peer name i0 mtu 1400 netns {internet}"));
         for line in [
@@ -161,14 +139,20 @@ impl World {
         })
     }
 
-    /// Waits until the host has its route from the router, advertising again meanwhile.
-    pub fn wait_for_advertised_route(&self) {
+    /// Waits until the host has its route from the router, advertising again meanwhile, and everybody has found their
+    /// neighbours.
+    pub fn settle(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.has_advertised_route() {
             // Before the wire is up there is nobody to tell.
             let told = self.advertise();
             assert!(Instant::now() < deadline, "no route: {told:?} {}", ip("-6 route show"));
             thread::sleep(Duration::from_millis(50));
+        }
+        for closed in ["203.0.113.10:1", "[2001:db8:9::10]:1"] {
+            while connect(None, closed).is_err_and(|e| e.kind() != io::ErrorKind::ConnectionRefused) {
+                assert!(Instant::now() < deadline, "the host itself does not reach {closed}");
+            }
         }
     }
 
@@ -183,11 +167,6 @@ impl World {
     pub fn service(&self, name: &str) -> Netns {
         Netns::open(&self.options.netns.join(format!("node-{name}"))).expect("the service's namespace")
     }
-}
-
-/// Runs ip(8) in the host's namespace.
-pub fn ip(words: &str) -> String {
-    output(Command::new("ip").args(words.split_whitespace())).expect(words)
 }
 
 /// Runs ip(8) in another namespace.
@@ -221,7 +200,7 @@ pub fn listen(netns: Option<&Netns>, at: &str) -> TcpListener {
 /// Connects from a namespace, or from the host's.
 pub fn connect(netns: Option<&Netns>, to: &str) -> io::Result<TcpStream> {
     let address: SocketAddr = to.parse().expect("an address");
-    let connect = move || TcpStream::connect_timeout(&address, Duration::from_millis(1500));
+    let connect = move || TcpStream::connect_timeout(&address, Duration::from_secs(2));
     match netns {
         Some(netns) => netns.run(connect),
         None => connect(),
