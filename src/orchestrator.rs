@@ -446,7 +446,7 @@ impl Orchestrator {
     fn notes(&self, planned: &Planned) -> Vec<Note> {
         let graph = &planned.checked.graph;
         let exposures = graph.exposures().iter().map(|exposure| Note::NotServed { exposure: exposure.to_string() });
-        exposures.chain(crate::uplink::notes(planned)).collect()
+        exposures.chain(crate::uplink::notes(planned, &self.options.netns)).collect()
     }
 }
 

@@ -6,6 +6,7 @@ pub mod address;
 mod apply;
 pub use apply::occupants;
 pub mod conntrack;
+pub mod datagram;
 mod host;
 pub mod link;
 pub mod listener;

@@ -2,6 +2,8 @@
 //! meaning.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
     DecodeError, Emitable, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
@@ -9,6 +11,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 
 use super::netlink::{NetlinkError, Refusal};
@@ -186,6 +189,26 @@ impl NetlinkSocket {
             self.receive(MsgFlags::empty()).map_err(|source| io_error(operation, source))?;
             if let Some(refusal) = listing.take(&self.inbox, &decode) {
                 return listing.end(operation, refusal);
+            }
+        }
+    }
+
+    /// Waits for a message of this kind that nobody asked for; false when none came in time.
+    pub(crate) fn wait_for(&mut self, kind: u16, patience: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            while self.receive(MsgFlags::MSG_DONTWAIT)? {
+                if frames(&self.inbox).any(|frame| frame.kind == kind) {
+                    return Ok(true);
+                }
             }
         }
     }

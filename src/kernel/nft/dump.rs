@@ -197,7 +197,7 @@ fn known_family(number: u8) -> Option<Family> {
 }
 
 /// A family as nft(8) names it.
-fn family_name(number: u8) -> String {
+pub(super) fn family_name(number: u8) -> String {
     match number {
         family::INET => "inet".into(),
         family::IPV4 => "ip".into(),

@@ -18,6 +18,9 @@ mod dump;
 mod expression;
 mod set;
 mod socket;
+mod survey;
+
+pub use survey::{ListedChain, ListedHook};
 
 use std::collections::BTreeMap;
 use std::io;
@@ -98,12 +101,7 @@ impl NftSocket {
     ///
     /// `EPERM` without CAP_NET_ADMIN; `EINTR` when somebody changes the rules without pause.
     pub fn dump(&self, ours: impl Fn(Family, &str) -> bool) -> io::Result<Dump> {
-        for _ in 0..DUMP_TRIES {
-            if let Some(dump) = dump::consistent(&self.0, &ours)? {
-                return Ok(dump);
-            }
-        }
-        Err(io::ErrorKind::Interrupted.into())
+        steady(|| dump::consistent(&self.0, &ours))
     }
 
     /// Reads what packets put into a dynamic set, and what each element counted.
@@ -112,12 +110,25 @@ impl NftSocket {
     ///
     /// `NotFound` when there is no such set; else as [`NftSocket::dump`].
     pub fn dynamic_elements(&self, family: Family, table: &str, set: &str) -> io::Result<BTreeMap<Key, Count>> {
-        for _ in 0..DUMP_TRIES {
-            if let Some(elements) = dump::dynamic_elements(&self.0, family, table, set)? {
-                return Ok(elements);
-            }
-        }
-        Err(io::ErrorKind::Interrupted.into())
+        steady(|| dump::dynamic_elements(&self.0, family, table, set))
+    }
+
+    /// What each rule of a chain that has a counter counted, in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`NftSocket::dump`]; a chain that is not there has none, or is `NotFound`.
+    pub fn rule_counters(&self, family: Family, table: &str, chain: &str) -> io::Result<Vec<Count>> {
+        steady(|| survey::rule_counters(&self.0, family, table, chain))
+    }
+
+    /// Every chain of the namespace with its rules, ours and others'.
+    ///
+    /// # Errors
+    ///
+    /// As [`NftSocket::dump`].
+    pub fn chains(&self) -> io::Result<Vec<ListedChain>> {
+        steady(|| survey::chains(&self.0))
     }
 
     /// Makes the change in one transaction. With `generation`, only if the rules are still of that one.
@@ -134,6 +145,16 @@ impl NftSocket {
         let failures = self.0.transact(batch.bytes())?;
         refusal(delta, &batch, &failures)
     }
+}
+
+/// Reads until the answers are of one moment.
+fn steady<T>(read: impl Fn() -> io::Result<Option<T>>) -> io::Result<T> {
+    for _ in 0..DUMP_TRIES {
+        if let Some(found) = read()? {
+            return Ok(found);
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
 }
 
 /// What the kernel's complaints about a transaction come to.

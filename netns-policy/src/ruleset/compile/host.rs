@@ -13,6 +13,9 @@ use super::{Source, host_table};
 use crate::ruleset::{Chain, ChainKind, Family, HookPoint, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::{Place, leg_link};
 
+/// The chain that counts what got through the host's forward hook, one rule a family.
+pub const PASSED: &str = "passed";
+
 pub(super) fn compile(source: &Source) -> Ruleset {
     let uses_host = source.indexes.contains_key(&Place::Host);
     let uses_uplink = source.indexes.contains_key(&Place::Uplink);
@@ -68,7 +71,7 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
         ("from_leg".into(), regular(from_leg())),
         ("to_leg".into(), regular(to_leg())),
         ("snat".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
-        ("passed".into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
+        (PASSED.into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
     ])
 }
 

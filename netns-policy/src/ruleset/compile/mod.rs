@@ -25,6 +25,7 @@ use crate::network::HostNetwork;
 use crate::topology::Place;
 
 pub use grant::{Grant, grants};
+pub use host::PASSED;
 pub use panel::wire_chain;
 pub use uplink::LEG;
 
