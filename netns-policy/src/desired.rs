@@ -151,10 +151,8 @@ impl Desired {
             .iter()
             .filter_map(|(place, index)| Some((place.clone(), wire(graph, addresses, host, place, *index)?)))
             .collect();
-        let mut locks: BTreeMap<Place, Ruleset> =
-            wires.keys().map(|place| (place.clone(), source.lock(place))).collect();
         // The host's table serves the leg too.
-        locks.insert(Place::Host, source.lock(&Place::Host));
+        let locks = source.locks(wires.keys().cloned().chain([Place::Host]));
         let uplink = indexes.contains_key(&Place::Uplink);
         let desired = Self {
             network: network.clone(),

@@ -110,18 +110,20 @@ impl Observed {
     }
 
     /// The rules in force at `place`.
-    pub fn rules(&self, place: &Place, netns: Option<&str>) -> Ruleset {
+    pub fn rules(&self, place: &Place, netns: Option<&str>) -> Option<&Ruleset> {
         match (place, netns) {
-            (Place::Host, _) => self.host_rules.clone(),
-            (_, Some(netns)) => self.namespaces.get(netns).map(|ns| ns.rules.clone()).unwrap_or_default(),
-            (_, None) => Ruleset::default(),
+            (Place::Host, _) => Some(&self.host_rules),
+            (_, Some(netns)) => self.namespaces.get(netns).map(|ns| &ns.rules),
+            (_, None) => None,
         }
     }
 
     /// Whether the fabric, where no process lives, knows a wire of the place with this name.
     pub fn fabric_knows(&self, network: &NetworkName, place: &str) -> bool {
-        let marked = Some(alias(network, place));
-        self.fabric.iter().flat_map(|fabric| fabric.links.values()).any(|link| link.alias == marked)
+        let marked = alias(network, place);
+        let named = crate::name::LinkName::for_name(place);
+        let link = self.fabric.as_ref().and_then(|fabric| fabric.links.get(named.as_str()));
+        link.is_some_and(|link| link.alias.as_deref() == Some(&marked))
     }
 
     /// Whether nothing of the network exists.

@@ -9,7 +9,7 @@
 //! - What need not change has no step: one edge is two locks and the panel, whatever else there is.
 //! - `down` is [`Plan::between`] what exists and [`Desired::nothing`]: no second way to remove things.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::changes::{Change, changes};
@@ -176,7 +176,8 @@ pub struct Plan {
 impl Plan {
     /// What turns `observed` into `desired`.
     pub fn between(observed: &Observed, desired: &Desired) -> Self {
-        let mut steps = Steps { observed, desired, steps: Vec::new() };
+        let mut steps = Steps { observed, desired, deltas: BTreeMap::new(), steps: Vec::new() };
+        steps.compare();
         steps.narrow();
         steps.remove();
         steps.create();
@@ -198,23 +199,42 @@ fn constant(_: &TableId, set: &str) -> bool {
     matches!(stem, "host" | "icmp_errors" | "not_direct" | "pool" | "private")
 }
 
+static EMPTY: Ruleset = Ruleset { tables: BTreeMap::new() };
+
 struct Steps<'a> {
     observed: &'a Observed,
     desired: &'a Desired,
+    /// What each lock lacks; those that lack nothing are not in it.
+    deltas: BTreeMap<Place, Delta>,
     steps: Vec<Step>,
 }
 
 impl Steps<'_> {
+    /// Compares every lock once: most are as they ought to be, and cost no more than that.
+    fn compare(&mut self) {
+        for place in self.sites() {
+            let (old, new) = (self.lock_at(&place), self.lock_of(&place));
+            if old != new {
+                let delta = Delta::between(old, new);
+                self.deltas.insert(place, delta);
+            }
+        }
+    }
+
+    /// The part of each lock's delta that `part` takes, where there is any.
+    fn parts(&self, part: impl Fn(&Delta) -> Delta) -> Vec<(Place, Delta)> {
+        let parts = self.deltas.iter().map(|(place, delta)| (place.clone(), part(delta)));
+        parts.filter(|(_, delta)| !delta.is_empty()).collect()
+    }
+
     /// Takes rights away: in the panel, where it is immediate, then in the locks, where connections are cut.
     fn narrow(&mut self) {
         if let Some(fabric) = &self.observed.fabric {
             let delta = Delta::between(&fabric.rules, &self.desired.fabric).narrowing();
             self.rules(Site::Fabric, delta, fabric.generation, Cuts::default());
         }
-        for place in self.sites() {
-            let (old, new) = (self.lock_at(&place), self.lock_of(&place));
-            let delta = Delta::between(&old, &new).narrowing();
-            let cuts = Cuts::of(&place, &delta, &new);
+        for (place, delta) in self.parts(Delta::narrowing) {
+            let cuts = Cuts::of(&place, &delta, self.lock_of(&place));
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), cuts);
         }
     }
@@ -286,7 +306,7 @@ impl Steps<'_> {
         }
         for (place, wire) in &desired.wires {
             if let Some(netns) = wire.netns.as_ref().filter(|netns| !observed.namespaces.contains_key(*netns)) {
-                let rules = Delta::between(&Ruleset::default(), &self.lock_of(place)).skeleton(constant);
+                let rules = Delta::between(&Ruleset::default(), self.lock_of(place)).skeleton(constant);
                 let (place, netns, alias) = (place.clone(), netns.clone(), wire.alias.clone());
                 self.steps.push(Step::CreateNetns { place, netns, alias, rules });
             }
@@ -313,12 +333,10 @@ impl Steps<'_> {
             };
             self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         }
-        for place in self.sites() {
-            if self.is_new(&place) || self.lock_of(&place).tables.is_empty() {
-                continue;
+        for (place, delta) in self.parts(|delta| delta.skeleton(constant)) {
+            if !self.is_new(&place) && !self.lock_of(&place).tables.is_empty() {
+                self.rules(Site::Place(place.clone()), delta, self.generation(&place), Cuts::default());
             }
-            let delta = Delta::between(&self.lock_at(&place), &self.lock_of(&place)).skeleton(constant);
-            self.rules(Site::Place(place.clone()), delta, self.generation(&place), Cuts::default());
         }
     }
 
@@ -365,10 +383,7 @@ impl Steps<'_> {
 
     /// Gives rights: in the locks, then in the panel, which opens the way.
     fn allow(&mut self) {
-        let places: Vec<Place> = self.sites();
-        for place in places {
-            let old = if self.is_new(&place) { Ruleset::default() } else { self.lock_at(&place) };
-            let delta = Delta::between(&old, &self.lock_of(&place)).elements_added(constant);
+        for (place, delta) in self.parts(|delta| delta.elements_added(constant)) {
             // Rules of this namespace have changed since it was looked at, by our own steps.
             self.rules(Site::Place(place), delta, 0, Cuts::default());
         }
@@ -405,12 +420,12 @@ impl Steps<'_> {
         self.netns(place).is_some_and(|netns| !self.observed.namespaces.contains_key(netns))
     }
 
-    fn lock_at(&self, place: &Place) -> Ruleset {
-        self.observed.rules(place, self.netns(place))
+    fn lock_at(&self, place: &Place) -> &Ruleset {
+        self.observed.rules(place, self.netns(place)).unwrap_or(&EMPTY)
     }
 
-    fn lock_of(&self, place: &Place) -> Ruleset {
-        self.desired.locks.get(place).cloned().unwrap_or_default()
+    fn lock_of(&self, place: &Place) -> &Ruleset {
+        self.desired.locks.get(place).unwrap_or(&EMPTY)
     }
 
     fn generation(&self, place: &Place) -> u32 {

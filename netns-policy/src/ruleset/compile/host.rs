@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::grant::grants;
+use super::grant::Grant;
 use super::lock::{Elements, called, callers, connection_sets, known};
 use super::outside::{join, not_direct};
 use super::vocabulary::{BOTH, ESTABLISHED, Load, RELATED, TCP, Version, base_chain, interval, key, rule};
@@ -16,7 +16,7 @@ use crate::topology::{Place, leg_link};
 /// The chain that counts what got through the host's forward hook, one rule a family.
 pub const PASSED: &str = "passed";
 
-pub(super) fn compile(source: &Source) -> Ruleset {
+pub(super) fn compile(source: &Source, grants: &[&Grant]) -> Ruleset {
     let uses_host = source.indexes.contains_key(&Place::Host);
     let uses_uplink = source.indexes.contains_key(&Place::Uplink);
     if !uses_host && !uses_uplink {
@@ -24,8 +24,8 @@ pub(super) fn compile(source: &Source) -> Ruleset {
     }
     let mut sets = connection_sets();
     let mut lock = Elements { sets: &mut sets };
-    for grant in grants(source.graph, source.addresses) {
-        lock.grant(&Place::Host, &grant);
+    for grant in grants {
+        lock.grant(&Place::Host, grant);
     }
     for v in BOTH {
         sets.insert(v.named("not_direct"), not_direct(source, v));

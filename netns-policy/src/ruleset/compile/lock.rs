@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::grant::{Grant, grants};
+use super::grant::Grant;
 use super::outside::{lan, private, reach};
 use super::vocabulary::{
     BOTH, ESTABLISHED, KeyBuilder, Load, NEW, RELATED, TCP, UDP, Version, base_chain, dynamic, interval, key, rule, set,
@@ -13,7 +13,7 @@ use crate::graph::{Denied, Dns, Limits, Service};
 use crate::ruleset::{ChainKind, Family, Field, HookPoint, Key, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::Place;
 
-pub(super) fn compile(source: &Source, service: &Service) -> Ruleset {
+pub(super) fn compile(source: &Source, service: &Service, grants: &[&Grant]) -> Ruleset {
     let me = Place::Service(service.name.clone());
     let mut sets = connection_sets();
     for v in BOTH {
@@ -24,8 +24,8 @@ pub(super) fn compile(source: &Source, service: &Service) -> Ruleset {
         sets.insert(v.named("reach"), interval(&[v.addr(), Field::InetProto, Field::InetService]));
     }
     let mut lock = Elements { sets: &mut sets };
-    for grant in grants(source.graph, source.addresses) {
-        lock.grant(&me, &grant);
+    for grant in grants {
+        lock.grant(&me, grant);
     }
     lock.outbound(source, service);
     let mut chains = BTreeMap::from([

@@ -75,12 +75,28 @@ impl Source<'_> {
         if written.is_empty() { &self.host.resolvers } else { written }
     }
 
-    /// The second lock of the namespace of `place`; for the host, the table of ours there.
+    /// The second lock of the namespace of each of `places`; for the host, the table of ours there.
+    pub fn locks(&self, places: impl IntoIterator<Item = Place>) -> BTreeMap<Place, Ruleset> {
+        let grants = grants(self.graph, self.addresses);
+        let mut by_place: BTreeMap<&Place, Vec<&Grant>> = BTreeMap::new();
+        for grant in &grants {
+            by_place.entry(&grant.from).or_default().push(grant);
+            by_place.entry(&grant.to).or_default().push(grant);
+        }
+        let of = |place: &Place| by_place.get(place).map_or(&[][..], Vec::as_slice);
+        places.into_iter().map(|place| (place.clone(), self.lock_with(&place, of(&place)))).collect()
+    }
+
+    /// The second lock of one place.
     pub fn lock(&self, place: &Place) -> Ruleset {
+        self.locks([place.clone()]).remove(place).unwrap_or_default()
+    }
+
+    fn lock_with(&self, place: &Place, grants: &[&Grant]) -> Ruleset {
         match place {
-            Place::Host => host::compile(self),
+            Place::Host => host::compile(self, grants),
             Place::Service(name) => match self.graph.service(name.as_str()) {
-                Some(service) => lock::compile(self, service),
+                Some(service) => lock::compile(self, service, grants),
                 None => Ruleset::default(),
             },
             Place::Uplink => uplink::compile(self),
