@@ -176,7 +176,7 @@ pub struct Plan {
 impl Plan {
     /// What turns `observed` into `desired`.
     pub fn between(observed: &Observed, desired: &Desired) -> Self {
-        let mut steps = Steps { observed, desired, deltas: BTreeMap::new(), steps: Vec::new() };
+        let mut steps = Steps { observed, desired, deltas: BTreeMap::new(), transactions: BTreeMap::new(), steps: Vec::new() };
         steps.compare();
         steps.narrow();
         steps.remove();
@@ -206,6 +206,8 @@ struct Steps<'a> {
     desired: &'a Desired,
     /// What each lock lacks; those that lack nothing are not in it.
     deltas: BTreeMap<Place, Delta>,
+    /// How many changes of rules are planned at each site.
+    transactions: BTreeMap<Site, u32>,
     steps: Vec<Step>,
 }
 
@@ -384,12 +386,12 @@ impl Steps<'_> {
     /// Gives rights: in the locks, then in the panel, which opens the way.
     fn allow(&mut self) {
         for (place, delta) in self.parts(|delta| delta.elements_added(constant)) {
-            // Rules of this namespace have changed since it was looked at, by our own steps.
-            self.rules(Site::Place(place), delta, 0, Cuts::default());
+            let generation = self.generation(&place);
+            self.rules(Site::Place(place), delta, generation, Cuts::default());
         }
         let old = self.observed.fabric.as_ref().map(|ns| ns.rules.clone()).unwrap_or_default();
         let delta = Delta::between(&old, &self.desired.fabric).elements_added(constant);
-        self.rules(Site::Fabric, delta, 0, Cuts::default());
+        self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);
     }
@@ -452,9 +454,10 @@ impl Steps<'_> {
 
     fn rules(&mut self, at: Site, delta: Delta, generation: u32, cuts: Cuts) {
         if !delta.is_empty() {
-            // Only the first change of a namespace in a turn can name the generation that was observed.
-            let first = !self.steps.iter().any(|step| matches!(step, Step::Rules { at: before, .. } if *before == at));
-            let generation = if first { generation } else { 0 };
+            // Each change of ours makes a new generation; anybody else's makes one that is not expected.
+            let ours = self.transactions.entry(at.clone()).or_default();
+            let generation = if generation == 0 { 0 } else { generation.wrapping_add(*ours) };
+            *ours += 1;
             self.steps.push(Step::Rules { at, delta, generation, cuts });
         }
     }
