@@ -115,7 +115,11 @@ fn write(file: &str, line: &str) -> Result<(), SandboxError> {
 /// Makes `directory` read-only in this mount namespace: root in the sandbox may be root outside, as far as files go.
 fn protect(directory: &str) -> io::Result<()> {
     let none = None::<&str>;
-    mount(Some(directory), directory, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    match mount(Some(directory), directory, none, MsFlags::MS_BIND | MsFlags::MS_REC, none) {
+        // A machine without the directory has nothing in it to protect.
+        Err(nix::Error::ENOENT) => return Ok(()),
+        done => done?,
+    }
     // What the mount forbids already has to stay forbidden (mount_namespaces(7), "locked").
     let now = statvfs(directory)?.flags();
     let kept = [

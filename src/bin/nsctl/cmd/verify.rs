@@ -23,10 +23,13 @@ pub fn verify(args: &Args, nsctl: &Orchestrator, wan: Option<IpAddr>, lan: Optio
 pub fn run(nsctl: &Orchestrator, outside: &Outside) -> Result<Report, Error> {
     let terminal = std::io::stderr().is_terminal();
     let report = matrix::verify(nsctl, outside, &|done, all| {
-        if terminal && (done == all || done % 500 == 0) {
+        if terminal && done % 500 == 0 {
             output::progress(format_args!("{done} of {all} connections tried"));
         }
     });
+    if terminal {
+        output::progress("");
+    }
     report.map_err(|e| match e {
         MatrixError::Orchestrator(e) => *e,
         other => Error::Verify(Box::new(other)),
