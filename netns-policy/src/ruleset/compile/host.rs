@@ -70,7 +70,7 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
         ("to_fabric".into(), regular(to_fabric())),
         ("from_leg".into(), regular(from_leg())),
         ("to_leg".into(), regular(to_leg())),
-        ("snat".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
+        ("leaving".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
         (PASSED.into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
     ])
 }
