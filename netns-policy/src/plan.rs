@@ -266,9 +266,11 @@ impl Steps<'_> {
     /// Sysctls of ours that the policy no longer needs.
     fn restore(&mut self) {
         let needed = |path: &str| self.desired.sysctls.iter().any(|(wanted, _)| wanted == path);
-        // The last that was set is the first to be set back: forwarding before the router advertisements.
-        let before = self.observed.host.before.iter().filter(|(path, _)| !needed(path)).rev();
-        let steps = before.map(|(path, value)| Step::RestoreSysctl { path: path.clone(), value: value.clone() });
+        let mut before: Vec<_> = self.observed.host.before.iter().filter(|(path, _)| !needed(path)).collect();
+        // The other way round than they were set: while it forwards, the host listens to its router.
+        before.sort_by_key(|(path, _)| path.ends_with("/accept_ra"));
+        let steps =
+            before.into_iter().map(|(path, value)| Step::RestoreSysctl { path: path.clone(), value: value.clone() });
         self.steps.extend(steps.collect::<Vec<_>>());
     }
 
