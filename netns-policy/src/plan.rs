@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::address::Addresses;
 use crate::changes::{Change, changes};
 use crate::cut::Cuts;
 use crate::desired::{Desired, Files, HostRoute, Leg, Route, Wire, alias};
@@ -425,7 +426,10 @@ impl Steps<'_> {
             let joined = gateway.peer == Some(link.index) && link.peer == Some(gateway.index);
             let made = link.mtu == leg.mtu && gateway.mtu == leg.mtu && link.up && gateway.up;
             let addressed = link.addresses == leg.host.iter().collect();
-            joined && made && addressed && gateway.addresses == leg.gateway.iter().collect()
+            // A link that was down for a moment has lost its routes.
+            let leads = |from: &Link, to: &Addresses| to.iter().all(|ip| from.routes.iter().any(|r| r.to.ip() == ip));
+            let routed = leads(link, &leg.gateway) && leads(gateway, &leg.host);
+            joined && made && addressed && routed && gateway.addresses == leg.gateway.iter().collect()
         })
     }
 

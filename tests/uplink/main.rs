@@ -48,6 +48,13 @@ fn direct_reaches_the_internet_as_the_host() {
             );
         }
         assert!(apply(world).report.done.is_empty(), "a second apply has nothing to do");
+
+        ip("link set node+leg down");
+        ip("link set node+leg up");
+        assert!(connect(Some(&app), servers[0].0).is_err(), "a leg that was down has lost its routes");
+        assert_eq!(apply(world).notes, []);
+        servers.each_ref().map(|(at, server)| seen_as(server, &app, at));
+        assert!(apply(world).report.done.is_empty(), "nor has one after a repair");
     });
 }
 
