@@ -53,7 +53,7 @@ fn direct_reaches_the_internet_as_the_host() {
         ip("link set node+leg up");
         assert!(connect(Some(&app), servers[0].0).is_err(), "a leg that was down has lost its routes");
         assert_eq!(apply(world).notes, []);
-        servers.each_ref().map(|(at, server)| seen_as(server, &app, at));
+        assert_eq!(servers.each_ref().map(|(at, server)| seen_as(server, &app, at).to_string()), seen);
         assert!(apply(world).report.done.is_empty(), "nor has one after a repair");
     });
 }
