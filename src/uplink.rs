@@ -16,6 +16,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use netns_policy::graph::Dns;
+use netns_policy::network::HostNetwork;
 use netns_policy::ruleset::Family;
 use netns_policy::ruleset::compile::{LEG, PASSED, host_table};
 use netns_policy::topology::{Place, leg_link};
@@ -53,12 +54,13 @@ pub(crate) fn notes(planned: &Planned, netns_directory: &Path) -> Vec<Note> {
     if lacks_resolver(planned) {
         notes.push(Note::NoResolver);
     }
-    if host.uplinks4.is_empty() && host.uplinks6.is_empty() {
+    let senders: Vec<IpAddr> = planned.addresses.leg_gateway().iter().filter(|ip| leads_out(host, *ip)).collect();
+    if senders.is_empty() {
         notes.push(Note::NoUplink);
         return notes;
     }
     // A probe that cannot be made proves nothing.
-    let stopped = stopped(planned, &netns_directory.join(netns)).unwrap_or_default();
+    let stopped = stopped(planned, &netns_directory.join(netns), senders).unwrap_or_default();
     notes.extend(blocked(planned, &stopped).into_iter().map(Note::Blocked));
     notes
 }
@@ -69,15 +71,17 @@ fn lacks_resolver(planned: &Planned) -> bool {
     none && graph.services().any(|service| service.dns == Dns::Direct)
 }
 
-/// The families, as nft(8) names them, in which a packet from the gateway does not come out of the host.
-fn stopped(planned: &Planned, netns: &Path) -> io::Result<Vec<&'static str>> {
-    let host = &planned.observed.host;
+/// Whether the host has a default route in the family of `ip`.
+fn leads_out(host: &HostNetwork, ip: IpAddr) -> bool {
+    if ip.is_ipv4() { !host.uplinks4.is_empty() } else { !host.uplinks6.is_empty() }
+}
+
+/// The families, as nft(8) names them, in which a packet from one of the gateway's addresses does not come out of the host.
+fn stopped(planned: &Planned, netns: &Path, senders: Vec<IpAddr>) -> io::Result<Vec<&'static str>> {
     let table = host_table(&planned.checked.graph);
     let from: Vec<IpAddr> = planned.addresses.leg_gateway().iter().collect();
-    let leads_out = |ip: &IpAddr| if ip.is_ipv4() { !host.uplinks4.is_empty() } else { !host.uplinks6.is_empty() };
     let before = passed(&table, &from)?;
-    let mut waiting: Vec<IpAddr> = from.iter().copied().filter(leads_out).collect();
-    let senders = waiting.clone();
+    let mut waiting = senders.clone();
     let send = move || senders.iter().try_for_each(|from| datagram::send(LEG, *from, target(*from), HOPS));
     Netns::open(netns)?.run(send)?;
     for look in 0..LOOKS {

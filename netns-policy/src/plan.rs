@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::address::Addresses;
 use crate::changes::{Change, changes};
 use crate::cut::Cuts;
 use crate::desired::{Desired, Files, HostRoute, Leg, Route, Wire, alias};
@@ -288,9 +289,11 @@ impl Steps<'_> {
     /// Sysctls of ours that the policy no longer needs.
     fn restore(&mut self) {
         let needed = |path: &str| self.desired.sysctls.iter().any(|(wanted, _)| wanted == path);
-        // The last that was set is the first to be set back: forwarding before the router advertisements.
-        let before = self.observed.host.before.iter().filter(|(path, _)| !needed(path)).rev();
-        let steps = before.map(|(path, value)| Step::RestoreSysctl { path: path.clone(), value: value.clone() });
+        let mut before: Vec<_> = self.observed.host.before.iter().filter(|(path, _)| !needed(path)).collect();
+        // The other way round than they were set: while it forwards, the host listens to its router.
+        before.sort_by_key(|(path, _)| path.ends_with("/accept_ra"));
+        let steps =
+            before.into_iter().map(|(path, value)| Step::RestoreSysctl { path: path.clone(), value: value.clone() });
         self.steps.extend(steps.collect::<Vec<_>>());
     }
 
@@ -448,7 +451,10 @@ impl Steps<'_> {
             let joined = gateway.peer == Some(link.index) && link.peer == Some(gateway.index);
             let made = link.mtu == leg.mtu && gateway.mtu == leg.mtu && link.up && gateway.up;
             let addressed = link.addresses == leg.host.iter().collect();
-            joined && made && addressed && gateway.addresses == leg.gateway.iter().collect()
+            // A link that was down for a moment has lost its routes.
+            let leads = |from: &Link, to: &Addresses| to.iter().all(|ip| from.routes.iter().any(|r| r.to.ip() == ip));
+            let routed = leads(link, &leg.gateway) && leads(gateway, &leg.host);
+            joined && made && addressed && routed && gateway.addresses == leg.gateway.iter().collect()
         })
     }
 

@@ -246,8 +246,10 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
     let (labels, leg) = (pair.label(), leg.clone());
     in_netns(&gateway, netns, move |rtnl| {
         rtnl.pipeline(labels)?;
-        rtnl.pipeline(gateway_side(LEG_INDEX, &leg))
-    })
+        rtnl.pipeline(gateway_side(LEG_INDEX, &leg))?;
+        rtnl.wait_until_up(&[LEG_INDEX], PATIENCE)
+    })?;
+    Ok(rtnl.wait_until_up(&[index], PATIENCE)?)
 }
 
 fn gateway_side(index: u32, leg: &Leg) -> Vec<super::netlink::Request> {

@@ -123,6 +123,28 @@ impl World {
         self.router.run(forward).expect("the router forwards");
     }
 
+    /// A guest of the host's, to whom the router knows the way.
+    pub fn guest(&self, guest: &Netns) {
+        let at = format!("/proc/{}/fd/{}", std::process::id(), guest.file().as_raw_fd());
+        ip(&format!("link add guest type veth peer name g0 netns {at}"));
+        for line in
+            ["addr add 172.20.0.1/24 dev guest", "addr add 2001:db8:20::1/64 dev guest nodad", "link set guest up"]
+        {
+            ip(line);
+        }
+        for line in [
+            "addr add 172.20.0.2/24 dev g0",
+            "addr add 2001:db8:20::2/64 dev g0 nodad",
+            "link set g0 up",
+            "route add default via 172.20.0.1",
+            "route add default via 2001:db8:20::1",
+        ] {
+            ip_in(guest, line);
+        }
+        ip_in(&self.router, "route add 172.20.0.0/24 via 192.168.7.2");
+        ip_in(&self.router, "route add 2001:db8:20::/64 via 2001:db8:7::2");
+    }
+
     /// The router says that it is one (RFC 4861), and the host gets its IPv6 default route by that.
     fn advertise(&self) -> io::Result<usize> {
         self.router.run(|| {

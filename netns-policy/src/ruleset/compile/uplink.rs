@@ -19,11 +19,14 @@ use crate::topology::Place;
 /// The gateway's end of the leg.
 pub const LEG: &str = "up0";
 const WIRE: &str = "net0";
+/// `tcp flags`.
+const RST: u8 = 0x04;
 
 pub(super) fn compile(source: &Source) -> Ruleset {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::from([
         ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input())),
         ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, forward())),
+        ("refuse".into(), Chain { hook: None, rules: refuse() }),
         ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output())),
         ("to_resolver".into(), base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, resolve(source))),
     ]);
@@ -97,6 +100,8 @@ fn input() -> Vec<Rule> {
 fn output() -> Vec<Rule> {
     let mut rules = vec![rule().oif_lo().accept()];
     rules.extend(known());
+    // A reset with which `forward` refuses belongs to the connection that never came to be: it is related, not established.
+    rules.push(rule().oifname(WIRE).l4proto(TCP).tcp_flags(RST, true, RST).ct_state(RELATED).accept());
     for v in BOTH {
         let error = rule().nfproto(v).l4proto(v.icmp());
         rules.push(error.among(&[Load::IcmpType], &v.named("icmp_errors"), true).accept());
@@ -117,7 +122,7 @@ fn forward() -> Vec<Rule> {
         let out = || rule().iifname(WIRE).oifname(LEG).nfproto(v);
         let (here, there) = (Load::Saddr(v), Load::Daddr(v));
         rules.push(out().among(&[here, there], &v.named("resolvers"), true).dport(53).accept());
-        rules.push(out().among(&[there], &v.named("host"), true).counter().reject(Reject::IcmpxAdminProhibited));
+        rules.push(out().among(&[there], &v.named("host"), true).goto("refuse"));
         rules.push(out().among(&[here, there], &v.named("lan"), true).accept());
         let tuple = [here, there, Load::L4proto, Load::Dport];
         rules.push(out().among(&tuple, &v.named("reach"), true).accept());
@@ -127,10 +132,19 @@ fn forward() -> Vec<Rule> {
         let error = out().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);
         rules.push(error.ct_state(RELATED).accept());
     }
+    rules.push(rule().iifname(WIRE).goto("refuse"));
     rules.push(rule().counter().end());
-    rules.push(rule().iifname(WIRE).l4proto(TCP).reject(Reject::TcpReset));
-    rules.push(rule().iifname(WIRE).reject(Reject::IcmpxAdminProhibited));
     rules
+}
+
+/// A TCP client takes an ICMP error for a passing trouble while it is still inside connect(2), and tries again after a
+/// second; a reset ends it at once.
+fn refuse() -> Vec<Rule> {
+    vec![
+        rule().counter().end(),
+        rule().l4proto(TCP).reject(Reject::TcpReset),
+        rule().reject(Reject::IcmpxAdminProhibited),
+    ]
 }
 
 fn resolve(source: &Source) -> Vec<Rule> {
