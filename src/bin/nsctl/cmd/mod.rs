@@ -50,7 +50,7 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
         output::answer(&serde_json::json!({ "services": services, "edges": edges, "warnings": warnings }));
     } else {
         output::warnings(&checked.warnings);
-        output::line(format_args!("ok: {services} services, {edges} edges"));
+        output::line(format_args!("ok: {}, {}", output::count(services, "service"), output::count(edges, "edge")));
     }
     Ok(ExitCode::SUCCESS)
 }
