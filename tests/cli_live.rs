@@ -292,3 +292,21 @@ fn talk_goes_to_stderr_and_a_reader_that_has_gone_is_no_panic() {
         }
     });
 }
+
+#[test]
+fn a_refusal_names_the_capability_that_is_missing() {
+    in_sandbox(|| {
+        own_etc();
+        write_policy(SHOP);
+        for verb in ["apply", "down", "exec web -- true", "plan", "status", "verify"] {
+            let binary = [env!("CARGO_BIN_EXE_nsctl"), "-f", "/run/policy.toml", "--json"];
+            let drop = ["--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+            let without = Command::new("setpriv").args(drop).args(binary).args(verb.split(' ')).output().unwrap();
+            let refused: Value = serde_json::from_slice(&without.stdout).unwrap_or_else(|e| panic!("{e}: {without:?}"));
+            assert_eq!((code(&without), &refused["errors"][0]["code"]), (1, &"E0910".into()));
+            let message = refused["errors"][0]["message"].as_str().unwrap();
+            assert!(message.ends_with(" needs CAP_NET_ADMIN"), "{message}");
+        }
+        assert_eq!(code(&run("plan --offline")), 0);
+    });
+}

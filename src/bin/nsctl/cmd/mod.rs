@@ -12,12 +12,14 @@ mod why;
 
 use std::process::ExitCode;
 
+use caps::{CapSet, Capability};
 use nsctl::{Error, Options, Orchestrator};
 
 use crate::args::{Args, Command};
 use crate::output;
 
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    may(&args.command)?;
     match &args.command {
         Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
         Command::Check => check(args),
@@ -34,6 +36,32 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Status => status::status(args, &orchestrator(args, false)),
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
+    }
+}
+
+/// Whether the caller may do this at all, told before anything is tried: the kernel's own refusal would name a socket or
+/// a file, and not what is missing.
+fn may(command: &Command) -> Result<(), Error> {
+    let verb = match command {
+        Command::Apply { .. } => "apply",
+        Command::Down => "down",
+        Command::Exec { .. } => "exec",
+        Command::Plan { offline: false, .. } => "plan without --offline",
+        Command::Status => "status",
+        Command::Verify { .. } => "verify",
+        Command::Check
+        | Command::Demo
+        | Command::Env { .. }
+        | Command::Graph { .. }
+        | Command::Plan { .. }
+        | Command::Why { .. } => return Ok(()),
+    };
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
+    match (has(Capability::CAP_SYS_ADMIN), has(Capability::CAP_NET_ADMIN)) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Error::Unprivileged { verb, capability: "CAP_NET_ADMIN" }),
+        (false, true) => Err(Error::Unprivileged { verb, capability: "CAP_SYS_ADMIN" }),
+        (false, false) => Err(Error::Unprivileged { verb, capability: "CAP_SYS_ADMIN and CAP_NET_ADMIN" }),
     }
 }
 
