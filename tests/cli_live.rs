@@ -310,3 +310,26 @@ fn a_refusal_names_the_capability_that_is_missing() {
         assert_eq!(code(&run("plan --offline")), 0);
     });
 }
+
+#[test]
+fn what_is_foreign_is_told_and_left_alone() {
+    in_sandbox(|| {
+        own_etc();
+        write_policy(SHOP);
+        assert_eq!(code(&run("apply")), 0);
+        common::nft("shop+fabric", "add table inet other");
+        ip("netns add shop-other");
+        fs::remove_file("/run/nsctl/shop/shop-web/hosts").unwrap();
+        let upkeep = "1 step of upkeep, none made yet; run `nsctl apply` to make it\n";
+        assert_eq!(text(&run("plan").stdout), upkeep);
+        assert_eq!(text(&run("apply").stdout), "1 step of upkeep made\n");
+        let expected = ["foreign table inet other in the fabric", "foreign namespace shop-other"];
+        assert_eq!(json("status")["drift"], Value::from(expected.to_vec()));
+        assert_eq!(code(&run("down")), 0);
+        assert!(ip("netns list").starts_with("shop-other"));
+        ip("netns add shop-web");
+        let refused = run("apply");
+        assert_eq!(code(&refused), 1);
+        assert!(text(&refused.stderr).contains("the namespace shop-web exists and is not ours"), "{refused:?}");
+    });
+}

@@ -55,15 +55,20 @@ fn print(planned: &Planned) {
     match (lines.len(), planned.plan.steps.len()) {
         (0, 0) => output::line("nothing to do"),
         (0, n) => output::line(format_args!(
-            "{} of upkeep, none made yet; run `nsctl apply` to make them",
-            output::count(n, "step")
+            "{} of upkeep, none made yet; run `nsctl apply` to make {}",
+            output::count(n, "step"),
+            them(n),
         )),
         (n, _) => output::line(format_args!(
             "{}, none made yet; run `nsctl apply` to make {}",
             output::count(n, "change"),
-            if n == 1 { "it" } else { "them" },
+            them(n),
         )),
     }
+}
+
+fn them(n: usize) -> &'static str {
+    if n == 1 { "it" } else { "them" }
 }
 
 /// One line for each change: the sign, the kind, the thing.
