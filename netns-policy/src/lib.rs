@@ -2,6 +2,8 @@
 //!
 //! Pure: text in, plan out. No file, socket, process, clock or randomness is touched here, so that everything in this
 //! crate can be tested, proved and replayed without a kernel.
+//!
+#![doc = include_str!("../README.md")]
 
 // Rules written by hand are shared between the unit tests and those of tests/, which say `netns_policy`.
 #[cfg(test)]

@@ -15,6 +15,11 @@ pub fn line(text: impl Display) {
     writeln!(io::stdout().lock(), "{text}").ok();
 }
 
+/// `1 edge`, `2 edges`.
+pub fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 /// Prints the answer as JSON.
 pub fn answer(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
@@ -81,7 +86,7 @@ fn person_readable(error: &Error) {
             writeln!(io::stderr().lock(), "{}", report(finding)).ok();
         }
         let n = errors.iter().count();
-        talk(format_args!("the policy is refused: {n} error{}; nothing was changed", if n == 1 { "" } else { "s" }));
+        talk(format_args!("the policy is refused: {}; nothing was changed", count(n, "error")));
         return;
     }
     talk(chain(error));

@@ -28,7 +28,8 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     notes.iter().for_each(output::talk);
     match (applied.report.done.len(), lines.len()) {
         (0, _) => output::line("nothing to do"),
-        (_, n) => output::line(format_args!("{n} change{} made", if n == 1 { "" } else { "s" })),
+        (n, 0) => output::line(format_args!("{} of upkeep made", output::count(n, "step"))),
+        (_, n) => output::line(format_args!("{} made", output::count(n, "change"))),
     }
     Ok(ExitCode::SUCCESS)
 }

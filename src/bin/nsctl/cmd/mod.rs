@@ -12,12 +12,14 @@ mod why;
 
 use std::process::ExitCode;
 
+use caps::{CapSet, Capability};
 use nsctl::{Error, Options, Orchestrator};
 
 use crate::args::{Args, Command};
 use crate::output;
 
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    may(&args.command)?;
     match &args.command {
         Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
         Command::Check => check(args),
@@ -37,6 +39,32 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     }
 }
 
+/// Whether the caller may do this at all, told before anything is tried: the kernel's own refusal would name a socket or
+/// a file, and not what is missing.
+fn may(command: &Command) -> Result<(), Error> {
+    let verb = match command {
+        Command::Apply { .. } => "apply",
+        Command::Down => "down",
+        Command::Exec { .. } => "exec",
+        Command::Plan { offline: false, .. } => "plan without --offline",
+        Command::Status => "status",
+        Command::Verify { .. } => "verify",
+        Command::Check
+        | Command::Demo
+        | Command::Env { .. }
+        | Command::Graph { .. }
+        | Command::Plan { .. }
+        | Command::Why { .. } => return Ok(()),
+    };
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
+    match (has(Capability::CAP_SYS_ADMIN), has(Capability::CAP_NET_ADMIN)) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Error::Unprivileged { verb, capability: "CAP_NET_ADMIN" }),
+        (false, true) => Err(Error::Unprivileged { verb, capability: "CAP_SYS_ADMIN" }),
+        (false, false) => Err(Error::Unprivileged { verb, capability: "CAP_SYS_ADMIN and CAP_NET_ADMIN" }),
+    }
+}
+
 fn orchestrator(args: &Args, renumber: bool) -> Orchestrator {
     let options = Options { policy: args.policy.clone(), state: args.state.clone(), renumber, ..Options::default() };
     Orchestrator::new(options)
@@ -50,7 +78,7 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
         output::answer(&serde_json::json!({ "services": services, "edges": edges, "warnings": warnings }));
     } else {
         output::warnings(&checked.warnings);
-        output::line(format_args!("ok: {services} services, {edges} edges"));
+        output::line(format_args!("ok: {}, {}", output::count(services, "service"), output::count(edges, "edge")));
     }
     Ok(ExitCode::SUCCESS)
 }

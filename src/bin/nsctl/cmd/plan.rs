@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use netns_policy::changes::Change;
+use netns_policy::changes::{Change, Passage};
+use netns_policy::graph::{AllowGraph, Service};
 use netns_policy::plan::Plan;
+use netns_policy::port::Ports;
 use nsctl::{Error, Orchestrator, Planned};
 use serde_json::json;
 
@@ -52,13 +54,21 @@ fn print(planned: &Planned) {
     lines.iter().for_each(output::line);
     match (lines.len(), planned.plan.steps.len()) {
         (0, 0) => output::line("nothing to do"),
-        (0, n) => output::line(format_args!("{n} steps of upkeep, none made yet; run `nsctl apply` to make them")),
+        (0, n) => output::line(format_args!(
+            "{} of upkeep, none made yet; run `nsctl apply` to make {}",
+            output::count(n, "step"),
+            them(n),
+        )),
         (n, _) => output::line(format_args!(
-            "{n} change{}, none made yet; run `nsctl apply` to make {}",
-            if n == 1 { "" } else { "s" },
-            if n == 1 { "it" } else { "them" },
+            "{}, none made yet; run `nsctl apply` to make {}",
+            output::count(n, "change"),
+            them(n),
         )),
     }
+}
+
+fn them(n: usize) -> &'static str {
+    if n == 1 { "it" } else { "them" }
 }
 
 /// One line for each change: the sign, the kind, the thing.
@@ -67,7 +77,7 @@ pub fn lines(planned: &Planned) -> Vec<String> {
     planned.plan.changes.iter().map(|change| line(change, graph)).collect()
 }
 
-fn line(change: &Change, graph: &netns_policy::graph::AllowGraph) -> String {
+fn line(change: &Change, graph: &AllowGraph) -> String {
     match change {
         Change::AddEdge(p) => format!("+ edge    {}", named(p, graph)),
         Change::RemoveEdge(p) => format!("- edge    {}", named(p, graph)),
@@ -83,14 +93,31 @@ fn line(change: &Change, graph: &netns_policy::graph::AllowGraph) -> String {
     }
 }
 
-/// The edge with the target's own name for the ports, where it has one.
-fn named(passage: &netns_policy::changes::Passage, graph: &netns_policy::graph::AllowGraph) -> String {
-    let name = passage.ports.and_then(|ports| {
-        let target = graph.service(&passage.to)?;
-        target.ports.iter().find(|(_, own)| **own == ports).map(|(name, _)| name)
-    });
-    match name {
-        Some(name) => format!("{} -> {}:{name}", passage.from, passage.to),
+/// The edge with the target's own names for the ports, where it has them.
+fn named(passage: &Passage, graph: &AllowGraph) -> String {
+    match passage.ports.and_then(|ports| names(ports, graph.service(&passage.to)?)) {
+        Some(names) => format!("{} -> {}:{names}", passage.from, passage.to),
         None => passage.to_string(),
     }
+}
+
+/// Ports of one service that lie side by side come from the panel as one range: its names are told in full, or not at
+/// all.
+fn names(ports: Ports, target: &Service) -> Option<String> {
+    let whole = target.ports.iter().find(|(_, own)| **own == ports);
+    if let Some((name, _)) = whole {
+        return Some(name.to_string());
+    }
+    let inside = |own: &Ports| ports.covers(own.protocol(), own.lo()) && ports.covers(own.protocol(), own.hi());
+    let mut parts: Vec<_> = target.ports.iter().filter(|(_, own)| inside(own)).collect();
+    parts.sort_by_key(|(_, own)| own.lo());
+    let mut next = u32::from(ports.lo());
+    for (_, own) in &parts {
+        if u32::from(own.lo()) != next {
+            return None;
+        }
+        next = u32::from(own.hi()) + 1;
+    }
+    let all: Vec<_> = parts.iter().map(|(name, _)| name.as_str()).collect();
+    (next == u32::from(ports.hi()) + 1).then(|| all.join(","))
 }

@@ -44,7 +44,7 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     match status.drift.as_slice() {
         [] => output::line("\nno drift"),
         drift => {
-            output::line("\ndrift; `nsctl apply` repairs it:");
+            output::line("\ndrift; `nsctl apply` repairs what is ours, and leaves alone what is foreign:");
             drift.iter().for_each(|what| output::line(format_args!("  {what}")));
         }
     }

@@ -1,0 +1,114 @@
+//! What the documents say is so.
+
+#![allow(clippy::disallowed_methods, reason = "it runs the commands that the README shows")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The blocks of a document in that language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap_or_default().to_owned()).collect()
+}
+
+/// Every Rust source of the repository.
+fn sources() -> String {
+    fn walk(directory: &Path, out: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.is_dir() {
+                true => walk(&entry, out),
+                false if entry.extension().is_some_and(|extension| extension == "rs") => out.push(entry),
+                false => {}
+            }
+        }
+    }
+    let mut files = Vec::new();
+    for room in ["src", "tests", "netns-policy/src", "netns-policy/tests"] {
+        walk(&Path::new(ROOT).join(room), &mut files);
+    }
+    files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
+}
+
+#[test]
+fn the_readme_shows_what_its_commands_print_for_its_policy() {
+    let readme = read("README.md");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
+    fs::create_dir_all(&directory).unwrap();
+    let policy = blocks(&readme, "toml").into_iter().next().expect("there is a policy");
+    fs::write(directory.join("policy.toml"), policy).unwrap();
+    let transcripts = blocks(&readme, "console");
+    assert!(transcripts.len() >= 2, "{transcripts:?}");
+    for transcript in transcripts {
+        let (command, expected) = transcript.split_once('\n').unwrap();
+        let arguments = command.strip_prefix("$ nsctl ").expect("it is a command of ours").split(' ');
+        let mut nsctl = Command::new(env!("CARGO_BIN_EXE_nsctl"));
+        // The state of the machine that runs the test is not the reader's.
+        nsctl.args(arguments).args(["--state", "none"]).current_dir(&directory);
+        let output = nsctl.output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{command}");
+    }
+}
+
+#[test]
+fn the_tests_that_the_readme_names_exist() {
+    let (readme, sources) = (read("README.md"), sources());
+    let (_, table) = readme.split_once("## What is guaranteed").unwrap();
+    let (table, _) = table.split_once("## What is not").unwrap();
+    let names = table.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
+    let names: BTreeSet<&str> = names.collect();
+    assert!(names.len() > 5, "{names:?}");
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}(")), "no test {name}");
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let documents =
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "netns-policy/README.md", "docs/cli.md", "docs/fabric.md"];
+    for document in documents.into_iter().chain(["docs/policy.md", "docs/decisions.md"]) {
+        let text = read(document);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let file = target.split('#').next().unwrap_or_default();
+            let path = Path::new(ROOT).join(document).with_file_name("").join(file);
+            assert!(path.exists(), "{document} links to {target}");
+        }
+    }
+}
+
+/// `E0201`, `W0215`.
+fn codes(text: &str) -> BTreeSet<&str> {
+    let at = text.match_indices(['E', 'W']).filter_map(|(at, _)| text.get(at..at + 5));
+    at.filter(|code| code[1..].bytes().all(|b| b.is_ascii_digit()) && code.as_bytes()[1] == b'0').collect()
+}
+
+#[test]
+fn every_code_is_documented_and_every_documented_code_exists() {
+    let (cli, sources) = (read("docs/cli.md"), sources());
+    let quoted = sources.split('"').filter(|text| text.len() == 5);
+    let defined: BTreeSet<&str> = quoted.flat_map(codes).collect();
+    assert!(defined.len() > 80, "{defined:?}");
+    let (_, table) = cli.split_once("## Codes").unwrap();
+    assert_eq!(codes(table), defined);
+}
+
+#[test]
+fn documents_are_plain_ascii() {
+    for document in
+        ["README.md", "CHANGELOG.md", "netns-policy/README.md", "docs/cli.md", "docs/fabric.md", "docs/policy.md"]
+    {
+        let text = read(document);
+        let line = text.lines().position(|line| !line.is_ascii());
+        assert_eq!(line.map(|line| line + 1), None, "{document}");
+    }
+}
