@@ -6,6 +6,7 @@
 //! lists the classes that a graph can tell apart.
 
 mod classes;
+pub mod outside;
 mod packets;
 #[cfg(test)]
 mod tests;
@@ -88,7 +89,7 @@ pub enum Kind {
         /// Priority and number.
         tci: u16,
     },
-    /// A SYN to `port` behind an IPv6 extension header.
+    /// A SYN to `port` behind an IPv6 extension header. An atomic fragment may reach whom the edge allows, or nobody.
     Behind(Extension),
     /// A datagram of a protocol that is none of ICMP, TCP and UDP, with the bytes of a SYN to `port`.
     OtherProtocol(u8),
