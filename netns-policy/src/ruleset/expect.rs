@@ -98,6 +98,12 @@ pub enum Kind {
         /// Whose.
         claimed: Origin,
     },
+    /// An ICMP error about an open flow from the receiver to `port` of the sender, with the source address of somebody
+    /// else (or with its own).
+    SpoofedError {
+        /// Whose.
+        claimed: Origin,
+    },
     /// A SYN to `port` from a link-local address.
     LinkLocal,
     /// A datagram to `port` of a multicast group.
@@ -152,6 +158,7 @@ pub fn expected(graph: &AllowGraph, addresses: Addresses<'_>, class: &PacketClas
             Kind::Echo => any_edge(graph, from, to),
             Kind::EchoReply => any_edge(graph, &origin(to), &target(from)),
             Kind::IcmpError(error) => error_passes(graph, class, error),
+            Kind::SpoofedError { claimed } => claimed == from && answers(Protocol::Tcp),
             Kind::SpoofedSource { claimed } => claimed == from && opens(Protocol::Tcp, *port),
             Kind::Unsolicited(Protocol::Tcp)
             | Kind::MidStream(_)

@@ -17,7 +17,7 @@ use netns_policy::topology::Place;
 use proptest::prelude::*;
 
 /// Names, one of them longer than a link's may be.
-pub const NAMES: [&str; 6] = ["alpha", "joinmarket-ob-watcher", "charlie", "delta", "echo", "foxtrot"];
+pub const NAMES: [&str; 6] = ["alpha", "joinmarket-ob-watcher", "charlie", "delta", "erin", "foxtrot"];
 
 /// Ports that every service has: single ones, short ranges and long ones that overlap each other.
 const PORTS: [(&str, &str); 8] = [

@@ -103,7 +103,9 @@ impl Leg {
         datagram(packet)?;
         let gate = Gated { rules: &place.lock, gate: Gate::Gateway, name: &self.gateway };
         let env = Env { iif: place.index, iifname: &place.link, ..place.env(&self.gateway, packet, connections) };
-        let called = match gate.ask(HookPoint::Prerouting, packet, &env, hops)? {
+        // A known flow keeps the translation that its first packet got.
+        let first = Env { ct: env.ct.map(as_first), ..env };
+        let called = match gate.ask(HookPoint::Prerouting, packet, &first, hops)? {
             Some(Nat::Destination { address, port: None }) => to(packet, address)?,
             Some(_) => return Err(Fate::Lost(Loss::Translated)),
             None => packet.clone(),
@@ -207,6 +209,10 @@ fn to<'a>(packet: &Packet, address: IpAddr) -> Result<Packet, Fate<'a>> {
     let from = datagram(packet)?.ends().ok_or(Fate::Lost(Loss::NotIp))?.from();
     let ends = Ends::new(from, address).ok_or(Fate::Lost(Loss::Translated))?;
     packet.readdressed(ends).ok_or(Fate::Lost(Loss::NotIp))
+}
+
+fn as_first(ct: CtState) -> CtState {
+    if ct.state == CtState::ESTABLISHED { CtState::original(CtState::NEW) } else { ct }
 }
 
 /// The source is rewritten by the connection: that of a new one is set up now, that of a known one was. What belongs to
