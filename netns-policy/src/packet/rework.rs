@@ -1,7 +1,7 @@
 //! What can be done to a packet: tags, fragments, extension headers, options, cuts.
 
 use super::build::{clamp16, seal_ipv4};
-use super::{ETHERNET, Extension, IPV4, IPV6, Packet, ipv4_length, ipv6};
+use super::{ETHERNET, Ends, Extension, IPV4, IPV6, Packet, ipv4_length, ipv6};
 
 impl Packet {
     /// The same frame behind a VLAN tag; `tpid` is [`super::VLAN`] or [`super::VLAN_SERVICE`].
@@ -9,6 +9,30 @@ impl Packet {
     pub fn tagged(&self, tpid: u16, tci: u16) -> Self {
         let (addresses, rest) = self.frame().split_at(self.frame().len().min(12));
         Self::from_frame([addresses, &tpid.to_be_bytes(), &tci.to_be_bytes(), rest].concat())
+    }
+
+    /// The same datagram between other ends, as address translation leaves it for the rules behind: only a checksum
+    /// below the IP header, which no rule reads, is left as it was. `None` when it is of another family.
+    pub fn readdressed(&self, ends: Ends) -> Option<Self> {
+        let view = self.in_stack().filter(|view| view.tag.is_none())?;
+        let mut frame = self.frame().to_vec();
+        match (ends, view.protocol) {
+            (Ends::V4 { from, to }, IPV4) => {
+                let header = frame.get_mut(ETHERNET..)?;
+                let len = usize::from(header.first()? & 0x0f) * 4;
+                let header = header.get_mut(..len)?;
+                header[12..16].copy_from_slice(&from.octets());
+                header[16..20].copy_from_slice(&to.octets());
+                seal_ipv4(header);
+            }
+            (Ends::V6 { from, to }, IPV6) => {
+                let header = frame.get_mut(ETHERNET..ETHERNET + 40)?;
+                header[8..24].copy_from_slice(&from.octets());
+                header[24..40].copy_from_slice(&to.octets());
+            }
+            _ => return None,
+        }
+        Some(Self::from_frame(frame))
     }
 
     /// The first `len` bytes of the frame.

@@ -13,6 +13,7 @@ pub mod conntrack;
 mod key;
 mod machine;
 pub mod walk;
+mod world;
 
 use std::net::IpAddr;
 

@@ -6,6 +6,7 @@
 //! lists the classes that a graph can tell apart.
 
 mod classes;
+pub mod outside;
 mod packets;
 #[cfg(test)]
 mod tests;
@@ -88,12 +89,18 @@ pub enum Kind {
         /// Priority and number.
         tci: u16,
     },
-    /// A SYN to `port` behind an IPv6 extension header.
+    /// A SYN to `port` behind an IPv6 extension header. An atomic fragment may reach whom the edge allows, or nobody.
     Behind(Extension),
     /// A datagram of a protocol that is none of ICMP, TCP and UDP, with the bytes of a SYN to `port`.
     OtherProtocol(u8),
     /// A SYN to `port` with the source address of somebody else (or with its own, to show that the class can pass).
     SpoofedSource {
+        /// Whose.
+        claimed: Origin,
+    },
+    /// An ICMP error about an open flow from the receiver to `port` of the sender, with the source address of somebody
+    /// else (or with its own).
+    SpoofedError {
         /// Whose.
         claimed: Origin,
     },
@@ -151,6 +158,7 @@ pub fn expected(graph: &AllowGraph, addresses: Addresses<'_>, class: &PacketClas
             Kind::Echo => any_edge(graph, from, to),
             Kind::EchoReply => any_edge(graph, &origin(to), &target(from)),
             Kind::IcmpError(error) => error_passes(graph, class, error),
+            Kind::SpoofedError { claimed } => claimed == from && answers(Protocol::Tcp),
             Kind::SpoofedSource { claimed } => claimed == from && opens(Protocol::Tcp, *port),
             Kind::Unsolicited(Protocol::Tcp)
             | Kind::MidStream(_)

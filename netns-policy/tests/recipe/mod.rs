@@ -42,7 +42,11 @@ pub fn world(places: &[&str], edges: &[Edge<'_>]) -> World {
         };
         (name.to_string(), place)
     };
-    World { fabric: single(Family::Netdev, "panel", panel(places, edges)), places: places.iter().map(place).collect() }
+    World {
+        fabric: single(Family::Netdev, "panel", panel(places, edges)),
+        places: places.iter().map(place).collect(),
+        leg: None,
+    }
 }
 
 fn single(family: Family, name: &str, table: Table) -> Ruleset {

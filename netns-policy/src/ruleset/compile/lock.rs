@@ -19,7 +19,7 @@ pub(super) fn compile(source: &Source, service: &Service, grants: &[&Grant]) -> 
     for v in BOTH {
         sets.insert(v.named("private"), private(v));
         sets.insert(v.named("denied"), dynamic(&[v.addr(), Field::InetProto, Field::InetService], 1024, 86400));
-        sets.insert(v.named("direct"), set(&[Field::InetProto]));
+        sets.insert(v.named("direct"), interval(&[Field::InetProto]));
         sets.insert(v.named("lan"), interval(&[v.addr()]));
         sets.insert(v.named("reach"), interval(&[v.addr(), Field::InetProto, Field::InetService]));
     }
@@ -197,9 +197,7 @@ impl Elements<'_> {
     fn outbound(&mut self, source: &Source, service: &Service) {
         for v in BOTH {
             if service.outbound.direct {
-                for proto in [TCP, UDP, v.icmp()] {
-                    self.put(v.named("direct"), key().proto(proto).exact());
-                }
+                self.put(v.named("direct"), key().protos(0, u8::MAX).range_key());
             }
             for (from, to) in lan(source, service, v) {
                 self.put(v.named("lan"), key().addrs(from, to).range_key());

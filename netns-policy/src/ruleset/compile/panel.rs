@@ -239,7 +239,10 @@ impl Elements<'_> {
 
     /// The source that a wire may speak as.
     fn source(&mut self, source: &Source, place: &Place, index: u32) {
-        for address in source.addresses.of(place).iter().flat_map(|addresses| addresses.iter().collect::<Vec<_>>()) {
+        // Errors about questions to the resolver come from its address: translation writes it over the router's.
+        let resolver = (*place == Place::Uplink).then(|| source.addresses.resolver());
+        let own = source.addresses.of(place).into_iter().chain(resolver);
+        for address in own.flat_map(|addresses| addresses.iter().collect::<Vec<_>>()) {
             self.put(Version::of(address).named("sources"), key().iface(index).addr(address).exact(), None);
         }
     }

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use super::lock::known;
 use super::outside::{direct_reach, lan, lan_reach, not_direct};
 use super::vocabulary::{
-    BOTH, ESTABLISHED, ICMP_ERRORS, ICMP6_ERRORS, Load, RELATED, TCP, UDP, Version, base_chain, interval, key, rule,
-    set,
+    BOTH, ESTABLISHED, ICMP_ERRORS, ICMP6_ERRORS, INVALID, Load, RELATED, TCP, UDP, UNTRACKED, Version, base_chain,
+    interval, key, rule, set,
 };
 use super::{Source, TABLE};
 use crate::ruleset::{Chain, ChainKind, Family, Field, HookPoint, Reject, Rule, Ruleset, Set, Table};
@@ -111,7 +111,11 @@ fn output() -> Vec<Rule> {
 }
 
 fn forward() -> Vec<Rule> {
-    let mut rules = vec![rule().clamp_mss()];
+    let mut rules = vec![
+        rule().clamp_mss(),
+        // What belongs to no connection is not translated either: it would leave with a source of the pool.
+        rule().ct_state(INVALID | UNTRACKED).counter().drop(),
+    ];
     let back = || rule().iifname(LEG).oifname(WIRE);
     rules.push(back().ct_state(ESTABLISHED).ct_reply().accept());
     for v in BOTH {

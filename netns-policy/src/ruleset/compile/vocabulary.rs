@@ -18,9 +18,11 @@ pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 
 /// `ct state` bits as the kernel numbers them (nf_tables: `NF_CT_STATE_BIT`).
+pub(super) const INVALID: u32 = 1;
 pub(super) const ESTABLISHED: u32 = 2;
 pub(super) const RELATED: u32 = 4;
 pub(super) const NEW: u32 = 8;
+pub(super) const UNTRACKED: u32 = 64;
 
 /// Destination unreachable, time exceeded (RFC 792).
 pub(super) const ICMP_ERRORS: [u8; 2] = [3, 11];
@@ -476,6 +478,10 @@ impl KeyBuilder {
 
     pub(super) fn proto(self, number: u8) -> Self {
         self.value(&[number])
+    }
+
+    pub(super) fn protos(self, lo: u8, hi: u8) -> Self {
+        self.range(&[lo], &[hi])
     }
 
     pub(super) fn port(self, port: u16) -> Self {

@@ -3,6 +3,9 @@
 //! Three questions are asked on it, each of rules that this walk only reads: the sender's lock, the panel, the
 //! receiver's lock. A packet is [`Fate::Delivered`] when all three let it pass and the receiver's IP stack takes it.
 //! Nothing between them is assumed: a fabric without rules forwards nothing, because it has no address and no route.
+//! What the gateway takes on its wire for somebody else goes on by its [`Leg`], through two more gates, to [`WAN`].
+
+mod outside;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,6 +15,8 @@ use super::{Decision, Env, Outcome, hooks};
 use crate::packet::{Packet, View};
 use crate::ruleset::{Family, HookPoint, Reject, Ruleset};
 
+pub use outside::{Arrival, Leg, Link, WAN};
+
 /// Everything whose rules a packet can meet.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct World {
@@ -19,6 +24,8 @@ pub struct World {
     pub fabric: Ruleset,
     /// The namespaces that are wired to it, by name of the service; the host is `host`.
     pub places: BTreeMap<String, Place>,
+    /// The way out, if there is one.
+    pub leg: Option<Leg>,
 }
 
 /// A namespace and its wire.
@@ -50,13 +57,17 @@ pub enum Sender {
     Root,
 }
 
-/// One of the three places that ask about a packet.
+/// One of the places that ask about a packet.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Gate {
     /// The lock of the namespace that it comes from.
     SenderLock,
     /// The rules of the fabric.
     Panel,
+    /// The gateway, which sends it on.
+    Gateway,
+    /// The host, by which it leaves or comes.
+    Host,
     /// The lock of the namespace that it goes to.
     ReceiverLock,
 }
@@ -102,6 +113,10 @@ pub enum Loss {
     NoSuchWire,
     /// A lock rewrites its addresses: where it goes then is not part of this walk.
     Translated,
+    /// It would leave with a source that nobody outside can answer, or nobody should see.
+    NotMasqueraded,
+    /// The gateway would send it back by the wire it came from.
+    TurnedBack,
 }
 
 /// A walk: what each gate said, and the end.
@@ -160,6 +175,9 @@ impl World {
         }
         let index = self.patch(from, place, packet, hops)?;
         let (to, place) = self.wire(index).ok_or(Fate::Lost(Loss::NoSuchWire))?;
+        if let Some(leg) = self.leg.as_ref().filter(|leg| leg.gateway == to && !place.owns(packet)) {
+            return leg.leave(place, packet, connections, hops);
+        }
         place.lets_in(to, packet, connections, hops)?;
         Ok(to)
     }
@@ -224,9 +242,11 @@ impl Place {
             Some(tracked) => tracked.classify(packet),
             None => Tracked::default().classify(packet),
         };
-        let local =
-            packet.in_stack().and_then(|view| view.ends()).is_some_and(|ends| self.addresses.contains(&ends.to()));
-        Env { ct, fib_daddr_type: if local { super::LOCAL } else { super::UNICAST }, ..Env::default() }
+        Env { ct, fib_daddr_type: if self.owns(packet) { super::LOCAL } else { super::UNICAST }, ..Env::default() }
+    }
+
+    fn owns(&self, packet: &Packet) -> bool {
+        packet.in_stack().and_then(|view| view.ends()).is_some_and(|ends| self.addresses.contains(&ends.to()))
     }
 
     /// Asks every table of the lock at one hook.

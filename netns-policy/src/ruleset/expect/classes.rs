@@ -77,6 +77,7 @@ fn kinds(graph: &AllowGraph, from: &Origin, to: &Target) -> Vec<(Kind, u16)> {
     for port in ports(graph, from, to) {
         kinds.extend(at_port(from).map(|kind| (kind, port)));
         kinds.extend(spoofed(graph, from, to, port).map(|kind| (kind, port)));
+        kinds.extend(spoofed_errors(graph, from, to, port).map(|kind| (kind, port)));
         kinds.extend(errors(graph, from, to, port).map(|kind| (kind, port)));
     }
     kinds
@@ -108,6 +109,15 @@ fn spoofed(graph: &AllowGraph, from: &Origin, to: &Target, port: u16) -> impl It
     let owners = graph.edges().iter().filter(move |edge| edge.to == *to && edge.ports.covers(Protocol::Tcp, port));
     let owners: BTreeSet<&Origin> = owners.map(|edge| &edge.from).filter(|owner| *owner != from).collect();
     owners.into_iter().map(|owner| Kind::SpoofedSource { claimed: owner.clone() })
+}
+
+/// One as the sender itself, and one as somebody that the receiver does not talk to where there is such a one.
+fn spoofed_errors(graph: &AllowGraph, from: &Origin, to: &Target, port: u16) -> impl Iterator<Item = Kind> {
+    let flow = graph.allows(&origin(to), &target(from), Protocol::Tcp, port).is_some();
+    let others = parties(graph).into_iter().filter(|other| target(other) != *to);
+    let (own, others): (Vec<_>, Vec<_>) = others.partition(|other| other == from);
+    let claimed = own.into_iter().chain(others.into_iter().take(2)).filter(move |_| flow);
+    claimed.map(|claimed| Kind::SpoofedError { claimed })
 }
 
 /// Errors about flows between the two in both directions, and about declared flows of the receiver with others.

@@ -30,6 +30,10 @@ impl PacketClass {
             if waits {
                 return false;
             }
+            // RFC 8021: nobody sends these any more, so they may be taken for the fragments that they are not.
+            if self.kind == Kind::Behind(Extension::AtomicFragment) && !walk.is_delivered() {
+                return true;
+            }
             // An arrival at a third party is as wrong as none.
             walk.is_delivered() == expected && (!expected || walk.fate == Fate::Delivered(&to))
         })
@@ -61,6 +65,12 @@ impl PacketClass {
                 let claimed = Ends::new(addresses(&claimed.to_string(), self.ip)?, ends.to())?;
                 Some(Packet::tcp(claimed, client_port, port, flag::SYN))
             }
+            Kind::SpoofedError { claimed } => {
+                let claimed = Ends::new(addresses(&claimed.to_string(), self.ip)?, ends.to())?;
+                let (question, _) = self.exchange(ends.reversed(), Some(Protocol::Tcp));
+                let kind = if self.ip == Ip::V4 { 3 } else { 1 };
+                Some(Packet::icmp_error(claimed, Icmp { kind, code: 0, rest: 0 }, &question))
+            }
             Kind::LinkLocal => {
                 Some(Packet::tcp(Ends::new(self.link_local(), ends.to())?, client_port, port, flag::SYN))
             }
@@ -78,6 +88,7 @@ impl PacketClass {
         let (client, server, protocol) = match &self.kind {
             Kind::Data(protocol) => (self.from.clone(), self.to.clone(), Some(*protocol)),
             Kind::Reply(protocol) => (origin(&self.to), target(&self.from), Some(*protocol)),
+            Kind::SpoofedError { .. } => (origin(&self.to), target(&self.from), Some(Protocol::Tcp)),
             Kind::EchoReply => (origin(&self.to), target(&self.from), None),
             Kind::IcmpError(error) if error.open => (error.client.clone(), error.server.clone(), Some(error.protocol)),
             _ => return None,
@@ -89,7 +100,7 @@ impl PacketClass {
         for place in [client, server] {
             let tracked = connections.entry(place).or_default();
             tracked.record(&question);
-            if matches!(self.kind, Kind::Data(_) | Kind::IcmpError(_)) {
+            if matches!(self.kind, Kind::Data(_) | Kind::IcmpError(_) | Kind::SpoofedError { .. }) {
                 tracked.record(&reply);
             }
         }
