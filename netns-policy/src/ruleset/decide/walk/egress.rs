@@ -178,7 +178,8 @@ impl Place {
         datagram(packet)?;
         let arriving = Env { iif: iif.index, iifname: &iif.name, ..self.env(name, packet, connections) };
         let passing = Env { oif: oif.index, oifname: &oif.name, ..arriving };
-        let hook = [(HookPoint::Prerouting, arriving), (HookPoint::Forward, passing), (HookPoint::Postrouting, passing)];
+        let hook =
+            [(HookPoint::Prerouting, arriving), (HookPoint::Forward, passing), (HookPoint::Postrouting, passing)];
         let mut source = None;
         for (point, env) in hook {
             let outcome = hooks(&self.lock, Family::Inet, point, None, packet, &env);
