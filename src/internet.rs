@@ -18,6 +18,8 @@ use crate::kernel::wire::{WirePair, no_link_local};
 #[derive(Debug)]
 pub struct Internet {
     netns: Netns,
+    wan: Vec<IpAddr>,
+    lan: Vec<IpAddr>,
 }
 
 /// The sandbox's own end.
@@ -35,6 +37,15 @@ impl Internet {
     ///
     /// What the kernel says.
     pub fn make() -> io::Result<Self> {
+        Self::with(WAN.iter().map(|text| parse(text)).collect(), LAN.iter().map(|text| parse(text)).collect())
+    }
+
+    /// The same with these addresses on the internet and on the local network.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn with(wan: Vec<IpAddr>, lan: Vec<IpAddr>) -> io::Result<Self> {
         let netns = Netns::unpinned()?;
         let link = WirePair {
             inner: "eth0".into(),
@@ -50,6 +61,7 @@ impl Internet {
         let mut requests = link.bring_up(netns.try_clone()?, &addresses(2, &NEAR), &routes(2, &FAR));
         requests.extend(FAR.iter().map(|far| default(2, parse(far)).add()));
         Rtnl::open()?.pipeline(requests)?;
+        let own: Vec<IpAddr> = wan.iter().chain(&lan).copied().chain(METADATA.map(parse)).collect();
         netns.run(move || {
             let mut rtnl = Rtnl::open()?;
             let mut requests = vec![link::set_up(link::LOOPBACK)];
@@ -57,12 +69,11 @@ impl Internet {
             requests.push(link::set_up(3));
             requests.extend(addresses(3, &FAR).iter().map(Address::add));
             requests.extend(routes(3, &NEAR).iter().map(Route::add));
-            let own: Vec<&str> = [&WAN[..], &LAN[..], &METADATA[..]].concat();
-            requests.extend(addresses(link::LOOPBACK, &own).iter().map(Address::add));
+            requests.extend(own.iter().map(|ip| at(link::LOOPBACK, *ip).add()));
             Ok(rtnl.pipeline(requests)?)
         })?;
         Rtnl::open()?.wait_until_up(&[2], Duration::from_secs(5))?;
-        Ok(Self { netns })
+        Ok(Self { netns, wan, lan })
     }
 
     /// The namespace in which the addresses are.
@@ -72,12 +83,23 @@ impl Internet {
 
     /// Addresses on the internet.
     pub fn wan(&self) -> Vec<IpAddr> {
-        WAN.iter().map(|text| parse(text)).collect()
+        self.wan.clone()
     }
 
     /// Addresses on the local network.
     pub fn lan(&self) -> Vec<IpAddr> {
-        LAN.iter().map(|text| parse(text)).collect()
+        self.lan.clone()
+    }
+
+    /// Gives it a route to `to` through the sandbox, as a neighbour has who wants to get in.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn route(&self, to: IpNetwork) -> io::Result<()> {
+        let near = NEAR.iter().map(|text| parse(text)).find(|near| near.is_ipv4() == to.is_ipv4());
+        let route = Route { gateway: near, on_link: true, ..Route::by(3, to, BOOT) };
+        self.netns.run(move || Ok(Rtnl::open()?.pipeline(vec![route.add()])?))
     }
 }
 
@@ -86,7 +108,11 @@ fn parse(text: &str) -> IpAddr {
 }
 
 fn addresses(link: u32, texts: &[&str]) -> Vec<Address> {
-    texts.iter().map(|text| Address { link, address: IpNetwork::from(parse(text)) }).collect()
+    texts.iter().map(|text| at(link, parse(text))).collect()
+}
+
+fn at(link: u32, address: IpAddr) -> Address {
+    Address { link, address: IpNetwork::from(address) }
 }
 
 fn routes(link: u32, texts: &[&str]) -> Vec<Route> {

@@ -177,7 +177,8 @@ pub struct Plan {
 impl Plan {
     /// What turns `observed` into `desired`.
     pub fn between(observed: &Observed, desired: &Desired) -> Self {
-        let mut steps = Steps { observed, desired, deltas: BTreeMap::new(), transactions: BTreeMap::new(), steps: Vec::new() };
+        let mut steps =
+            Steps { observed, desired, deltas: BTreeMap::new(), transactions: BTreeMap::new(), steps: Vec::new() };
         steps.compare();
         steps.narrow();
         steps.remove();

@@ -4,7 +4,7 @@
 //!
 //! - A test that touches the kernel runs in a process, a network, a mount and (but for [`in_root_sandbox`]) a user
 //!   namespace of its own. `/run` is empty there and `lo` is up. Nothing of it reaches the host or another test.
-//! - It ends: after [`PATIENCE`] its process group is killed, and the test fails.
+//! - It ends: after [`PATIENCE`], or what it asked for, its process group is killed, and the test fails.
 //! - Where the machine allows no such namespaces, the test says so on the real stderr; with `CI=true` it fails.
 //!
 //! ```ignore
@@ -55,7 +55,12 @@ const ROOT: &[&str] = &["--mount", "--net", "--propagation", "private"];
 ///
 /// The body has to be a closure written in the test function itself: the name of the test is read off its type.
 pub fn in_sandbox<F: FnOnce()>(body: F) {
-    sandboxed(ANYBODY, type_name::<F>(), body);
+    sandboxed(ANYBODY, PATIENCE, type_name::<F>(), body);
+}
+
+/// Like [`in_sandbox`], for what may take longer.
+pub fn in_patient_sandbox<F: FnOnce()>(patience: Duration, body: F) {
+    sandboxed(ANYBODY, patience, type_name::<F>(), body);
 }
 
 /// Like [`in_sandbox`], as the real root in mount and network namespaces only, for what needs more than one user.
@@ -63,10 +68,10 @@ pub fn in_root_sandbox<F: FnOnce()>(body: F) {
     if !geteuid().is_root() {
         return cannot("it takes root: several users cannot be mapped without");
     }
-    sandboxed(ROOT, type_name::<F>(), body);
+    sandboxed(ROOT, PATIENCE, type_name::<F>(), body);
 }
 
-fn sandboxed(namespaces: &[&str], closure: &str, body: impl FnOnce()) {
+fn sandboxed(namespaces: &[&str], patience: Duration, closure: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         furnish();
         body();
@@ -81,7 +86,7 @@ fn sandboxed(namespaces: &[&str], closure: &str, body: impl FnOnce()) {
     }
     let mut again = Command::new("unshare");
     again.args(namespaces).arg(std::env::current_exe().expect("a test has a binary"));
-    let ran = run_test(again.env(INSIDE, "1"), test_name(closure));
+    let ran = run_for(patience, of_test(again.env(INSIDE, "1"), test_name(closure)));
     assert!(ran.status.success() && ran.text.contains(DONE), "in the sandbox ({}):\n{}", ran.status, ran.text);
     // What it measured is of interest to whoever asks for it with --nocapture.
     print!("{}", ran.text);
@@ -118,11 +123,19 @@ pub struct Ran {
 
 /// Runs `command`, which starts this test binary, with the arguments for exactly the test `name`.
 pub fn run_test(command: &mut Command, name: &str) -> Ran {
-    run(command.args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"]))
+    run(of_test(command, name))
+}
+
+fn of_test<'c>(command: &'c mut Command, name: &str) -> &'c mut Command {
+    command.args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"])
 }
 
 /// Runs `command` in a process group of its own, which is killed when it takes longer than [`PATIENCE`].
 pub fn run(command: &mut Command) -> Ran {
+    run_for(PATIENCE, command)
+}
+
+fn run_for(patience: Duration, command: &mut Command) -> Ran {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
     command.stdin(Stdio::null()).stdout(writer.try_clone().expect("a pipe end")).stderr(writer).process_group(0);
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -134,13 +147,13 @@ pub fn run(command: &mut Command) -> Ran {
         reader.read_to_end(&mut bytes).ok();
         send.send(String::from_utf8_lossy(&bytes).into_owned()).ok();
     });
-    let status = wait_or_kill(&mut child);
+    let status = wait_or_kill(&mut child, patience);
     let text = text.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| "(its output is still held open)".into());
     Ran { status, text }
 }
 
-fn wait_or_kill(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+fn wait_or_kill(child: &mut Child, patience: Duration) -> ExitStatus {
+    let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait().expect("it is our child") {
             return status;

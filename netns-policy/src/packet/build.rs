@@ -185,7 +185,7 @@ fn ports(sport: u16, dport: u16) -> Vec<u8> {
 }
 
 /// Writes the transport checksum, which is zero so far, at `at`.
-fn sealed(ends: Ends, protocol: u8, mut bytes: Vec<u8>, at: usize) -> Vec<u8> {
+pub(super) fn sealed(ends: Ends, protocol: u8, mut bytes: Vec<u8>, at: usize) -> Vec<u8> {
     let pseudo = if protocol == 1 { Vec::new() } else { ends.pseudo_header(protocol, bytes.len()) };
     let sum = match checksum(&[&pseudo, &bytes]) {
         // RFC 768: zero would mean "no checksum".

@@ -4,17 +4,20 @@
 //! receiver's lock. A packet is [`Fate::Delivered`] when all three let it pass and the receiver's IP stack takes it.
 //! Nothing between them is assumed: a fabric without rules forwards nothing, because it has no address and no route.
 //! What the gateway takes on its wire for somebody else goes on by its [`Leg`], through two more gates, to [`WAN`].
+//! Whether an address outside can be reached at all, rules for NAT aside, is asked by an [`Egress`].
 
+mod egress;
 mod outside;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::conntrack::Tracked;
-use super::{Decision, Env, Outcome, hooks};
+use super::{Decision, Env, Nat, Outcome, hooks};
 use crate::packet::{Packet, View};
 use crate::ruleset::{Family, HookPoint, Reject, Ruleset};
 
+pub use egress::{Egress, Link as EgressLink};
 pub use outside::{Arrival, Leg, Link, WAN};
 
 /// Everything whose rules a packet can meet.
@@ -88,6 +91,8 @@ pub struct Hop<'a> {
 pub enum Fate<'a> {
     /// This place has it.
     Delivered(&'a str),
+    /// It has left the machine.
+    Left,
     /// A gate refused it and told the sender.
     Refused(Gate, Reject),
     /// A gate dropped it.
@@ -129,9 +134,14 @@ pub struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Whether the packet arrived.
+    /// Whether the packet arrived at a place.
     pub fn is_delivered(&self) -> bool {
         matches!(self.fate, Fate::Delivered(_))
+    }
+
+    /// Whether the packet went out into the world.
+    pub fn has_left(&self) -> bool {
+        self.fate == Fate::Left
     }
 }
 
@@ -260,7 +270,7 @@ impl Place {
         hops: &mut Vec<Hop<'a>>,
     ) -> Result<(), Fate<'a>> {
         let outcome = hooks(&self.lock, Family::Inet, point, None, packet, env);
-        let translated = outcome.nat.is_some();
+        let translated = outcome.nat.is_some_and(|nat| !leads_where_it_goes(nat, packet));
         ask(hops, gate, name, outcome)?;
         if translated { Err(Fate::Lost(Loss::Translated)) } else { Ok(()) }
     }
@@ -274,6 +284,14 @@ impl Place {
         let foreign = view.tag.is_some_and(|(_, tci)| tci & 0x0fff != 0);
         !martian && !foreign && self.addresses.contains(&ends.to())
     }
+}
+
+/// Whether a rewriting of the destination writes what is there already.
+fn leads_where_it_goes(nat: Nat, packet: &Packet) -> bool {
+    let Nat::Destination { address, port } = nat else { return false };
+    let Some(view) = packet.in_stack() else { return false };
+    let same_port = port.is_none_or(|port| view.transport(2, 2) == Some(&port.to_be_bytes()));
+    same_port && view.ends().is_some_and(|ends| ends.to() == address)
 }
 
 /// A whole datagram: connection tracking defragments before any lock is asked.
