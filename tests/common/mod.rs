@@ -23,6 +23,7 @@
     reason = "tests call themselves, unshare(1), ip(8) and nft(8); the product does not"
 )]
 
+pub mod listing;
 pub mod network;
 pub mod talk;
 
