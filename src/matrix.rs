@@ -79,8 +79,23 @@ pub fn verify(
     if let Some(what) = crate::status::drift(&planned).into_iter().next() {
         return Err(MatrixError::NotApplied { what });
     }
-    let all = Probes { planned: &planned, outside }.all();
-    let places = places(&planned, outside, &nsctl.options().netns)?;
+    compare(&planned, outside, &nsctl.options().netns, progress)
+}
+
+/// Really connects every pair that `planned` knows, whatever has become of the kernel since it was looked at. `pins` is
+/// where namespaces are pinned.
+///
+/// # Errors
+///
+/// As [`verify`], but for [`MatrixError::NotApplied`].
+pub fn compare(
+    planned: &Planned,
+    outside: &Outside,
+    pins: &Path,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Report, MatrixError> {
+    let all = Probes { planned, outside }.all();
+    let places = places(planned, outside, pins)?;
     Ok(verify::run(&places, &all, &Options::default(), progress)?)
 }
 

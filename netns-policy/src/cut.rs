@@ -29,6 +29,8 @@ struct Right {
     to: Option<(IpAddr, IpAddr)>,
     protocol: Option<u8>,
     ports: Option<(u16, u16)>,
+    /// Destinations that it does not mean: `direct` leads to public addresses alone.
+    except: Vec<(IpAddr, IpAddr)>,
 }
 
 /// The connections to end in one namespace.
@@ -46,12 +48,13 @@ impl Cuts {
             Op::DeleteElements(elements) => Some((elements.set.as_str(), &elements.of)),
             _ => None,
         });
-        let gone: Vec<Right> = gone.flat_map(|(name, set)| rights(place, name, set)).collect();
+        let of = |(name, set)| rights(place, name, set, new);
+        let gone: Vec<Right> = gone.flat_map(of).collect();
         if gone.is_empty() {
             return Self::default();
         }
-        let sets = new.tables.values().flat_map(|table| &table.sets);
-        Self { gone, kept: sets.flat_map(|(name, set)| rights(place, name, set)).collect() }
+        let sets = new.tables.values().flat_map(|table| &table.sets).map(|(name, set)| (name.as_str(), set));
+        Self { gone, kept: sets.flat_map(of).collect() }
     }
 
     /// Whether there is nothing to cut.
@@ -73,13 +76,14 @@ impl Right {
         };
         within(&self.from, opening.from)
             && within(&self.to, opening.to)
+            && !self.except.iter().any(|range| within(&Some(*range), opening.to))
             && self.protocol.is_none_or(|protocol| protocol == opening.protocol)
             && self.ports.is_none_or(|(lo, hi)| (lo..=hi).contains(&opening.port))
     }
 }
 
 /// What the elements of a set allow; nothing for sets that give no right.
-fn rights(place: &Place, name: &str, set: &Set) -> Vec<Right> {
+fn rights(place: &Place, name: &str, set: &Set, lock: &Ruleset) -> Vec<Right> {
     let stem = name.trim_end_matches(['4', '6']);
     let connection = matches!(stem, "in" | "in_ranges" | "in_echo" | "out" | "out_ranges" | "out_echo");
     let outside = matches!(stem, "direct" | "direct_ports" | "lan" | "reach" | "resolvers");
@@ -90,7 +94,26 @@ fn rights(place: &Place, name: &str, set: &Set) -> Vec<Right> {
     }
     let from_first = stem.starts_with("in") || *place == Place::Uplink;
     let echo = stem.ends_with("_echo");
-    set.elements.keys().map(|key| right(set, key, from_first, echo)).collect()
+    let rights = set.elements.keys().map(|key| right(set, key, from_first, echo));
+    if stem != "direct" {
+        return rights.collect();
+    }
+    let (to, except) = public(name, lock);
+    rights.map(|right| Right { to: Some(to), except: except.clone(), ..right }).collect()
+}
+
+/// What `direct` means: every address of its family but those that the lock never counts as outside.
+fn public(name: &str, lock: &Ruleset) -> ((IpAddr, IpAddr), Vec<(IpAddr, IpAddr)>) {
+    let version = name.trim_start_matches("direct");
+    let all = if version == "4" {
+        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into())
+    } else {
+        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into())
+    };
+    let private = [format!("private{version}"), format!("not_direct{version}")];
+    let sets = lock.tables.values().flat_map(|table| &table.sets).filter(|(name, _)| private.contains(name));
+    let ranges = sets.flat_map(|(_, set)| set.elements.keys());
+    (all, ranges.filter_map(|key| address(&key.from).zip(address(key.to.as_ref().unwrap_or(&key.from)))).collect())
 }
 
 fn right(set: &Set, key: &Key, from_first: bool, echo: bool) -> Right {

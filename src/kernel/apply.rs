@@ -98,7 +98,7 @@ fn sysctls(place: &Place) -> Knobs {
 fn create(linux: &Linux, netns: &str, alias: &str, rules: &Delta, knobs: Knobs) -> Result<(), KernelError> {
     let directory = &linux.netns_directory;
     netns::prepare_directory(directory).map_err(file_error("prepare", directory))?;
-    let (alias, rules) = (alias.to_owned(), rules.clone());
+    let (mark, alias, rules) = (alias.to_owned(), alias.to_owned(), rules.clone());
     let prepare = move || {
         NftSocket::open()?.commit(&rules, None).map_err(io::Error::other)?;
         for (knob, value) in knobs {
@@ -112,7 +112,16 @@ fn create(linux: &Linux, netns: &str, alias: &str, rules: &Delta, knobs: Knobs) 
         Ok(())
     };
     let path = linux.pin(netns);
-    Netns::create(&path, prepare).map(drop).map_err(|source| KernelError::Inside { netns: netns.to_owned(), source })
+    match Netns::create(&path, prepare) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_marked(linux, netns, &mark)? => Ok(()),
+        made => made.map(drop).map_err(|source| KernelError::Inside { netns: netns.to_owned(), source }),
+    }
+}
+
+/// Whether a namespace is there that was made by this very step: it is pinned only when it is complete.
+fn is_marked(linux: &Linux, netns: &str, alias: &str) -> Result<bool, KernelError> {
+    let links = in_netns(&linux.open(netns)?, netns, |rtnl| rtnl.links())?;
+    Ok(links.iter().any(|link| link.index == LOOPBACK && link.alias.as_deref() == Some(alias)))
 }
 
 fn pair(wire: &Wire, inner_index: u32) -> WirePair {
@@ -165,6 +174,10 @@ fn route(link: u32, wanted: &DesiredRoute) -> Route {
 
 fn create_host_wire(wire: &Wire, outer: &Netns) -> Result<(), KernelError> {
     let mut rtnl = Rtnl::open()?;
+    // The group is there from the first moment on, the alias a message later: a turn may have ended between the two.
+    let left = |link: &&link::Link| link.name == wire.inner.as_str() && link.group == GROUP;
+    let left: Vec<u32> = rtnl.links()?.iter().filter(left).map(|link| link.index).collect();
+    rtnl.delete_links(&left)?;
     let index = create_on_host(&mut rtnl, |index| pair(wire, index), outer)?;
     let pair = pair(wire, index);
     let mut requests = vec![set_alias(index, &wire.alias), super::wire::no_link_local(index, &pair.inner)];

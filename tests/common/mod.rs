@@ -23,6 +23,10 @@
     reason = "tests call themselves, unshare(1), ip(8) and nft(8); the product does not"
 )]
 
+pub mod listing;
+pub mod network;
+pub mod talk;
+
 use std::any::type_name;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -175,7 +179,13 @@ pub fn nft(netns: &str, script: &str) -> String {
     witness(Command::new("ip").args(["netns", "exec", netns, "nft", script]))
 }
 
-fn witness(command: &mut Command) -> String {
+/// Runs one nft command in the sandbox's own namespace; it must succeed.
+pub fn nft_here(script: &str) -> String {
+    witness(Command::new("nft").arg(script))
+}
+
+/// What an independent tool prints; it must succeed.
+pub fn witness(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(status.success(), "{command:?}: {status}\n{}", String::from_utf8_lossy(&stderr));
     String::from_utf8_lossy(&stdout).into_owned()
