@@ -73,8 +73,8 @@ impl Sandbox {
             .map_err(|errno| refused("keep mounts from the host", errno))?;
         mount(Some("sandbox"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
             .map_err(|errno| refused("put an empty directory in the place of /run", errno))?;
-        protect("/etc").map_err(step("write-protect /etc"))?;
-        protect("/var").map_err(step("write-protect /var"))?;
+        write_protect("/etc").map_err(step("write-protect /etc"))?;
+        write_protect("/var").map_err(step("write-protect /var"))?;
         Ok(Self { user_namespace })
     }
 
@@ -113,7 +113,11 @@ fn write(file: &str, line: &str) -> Result<(), SandboxError> {
 }
 
 /// Makes `directory` read-only in this mount namespace: root in the sandbox may be root outside, as far as files go.
-fn protect(directory: &str) -> io::Result<()> {
+///
+/// # Errors
+///
+/// What mount(2) says. A directory that is not there is left alone.
+pub fn write_protect(directory: &str) -> io::Result<()> {
     let none = None::<&str>;
     match mount(Some(directory), directory, none, MsFlags::MS_BIND | MsFlags::MS_REC, none) {
         // A machine without the directory has nothing in it to protect.

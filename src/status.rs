@@ -82,7 +82,7 @@ pub struct EdgeStatus {
 pub struct OutboundStatus {
     /// The service.
     pub from: String,
-    /// In the words of the policy: `direct`, `lan`, `192.168.1.20/32 tcp:5000`.
+    /// `wan`, `lan`, `wan tcp:443`, `192.168.1.20/32 tcp:5000`.
     pub to: Vec<String>,
 }
 
@@ -143,11 +143,11 @@ fn service_status(planned: &Planned, service: &netns_policy::graph::Service) -> 
     })
 }
 
-/// The ways out in the words of the policy.
+/// The ways out, in the words that `why` takes as targets.
 pub fn words(outbound: &Outbound) -> Vec<String> {
-    let all = [(outbound.direct, "direct"), (outbound.lan, "lan")];
+    let all = [(outbound.direct, "wan"), (outbound.lan, "lan")];
     let mut words: Vec<String> = all.iter().filter(|(yes, _)| *yes).map(|(_, word)| (*word).to_owned()).collect();
-    words.extend(outbound.direct_only.iter().map(|ports| format!("direct {ports}")));
+    words.extend(outbound.direct_only.iter().map(|ports| format!("wan {ports}")));
     words.extend(outbound.lan_only.iter().map(|(prefix, ports)| format!("{prefix} {ports}")));
     words
 }

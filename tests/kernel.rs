@@ -287,7 +287,7 @@ fn one_edge_is_three_steps_of_a_constant_size_and_touches_nobody() {
             let before = links();
             for policy in [&more, &less] {
                 let steps = network.change(policy).report.done;
-                let sites: BTreeSet<String> = steps.iter().map(|step| site(step)).collect();
+                let sites: BTreeSet<String> = steps.iter().map(site).collect();
                 assert_eq!(sites, [from, to, "fabric"].map(str::to_owned).into(), "{steps:#?}");
                 // There and back in the panel, out of one lock and into the other; for both families.
                 assert_eq!(elements(&steps), 2 * (2 + 1 + 1), "{steps:#?}");

@@ -396,7 +396,14 @@ fn address6(
 fn candidates4(pool: Ipv4Network) -> impl Iterator<Item = Ipv4Addr> {
     let (first, last) = (u32::from(pool.network()), u32::from(pool.broadcast()));
     let quarter = (last - first) / 4 + 1;
-    (first + 1..first + 2 * quarter).chain(first + 3 * quarter..last - 15).map(Ipv4Addr::from)
+    (first + 1..first + 2 * quarter)
+        .chain(first + 3 * quarter..(last - 15).max(first + 3 * quarter))
+        .map(Ipv4Addr::from)
+}
+
+/// How many services a pool has addresses for.
+pub(crate) fn room(pool: Ipv4Network) -> usize {
+    candidates4(pool).size_hint().0
 }
 
 /// Suffixes that follow from the name, so that two machines with one policy agree without talking.

@@ -68,6 +68,7 @@ pub fn passages(fabric: &Ruleset, names: &BTreeMap<u32, String>) -> BTreeSet<Pas
             let to = match word {
                 Word::Edge => names.get(&index(out.as_deref()?)?)?.trim_start_matches('+').to_owned(),
                 Word::Outside(word) => word.to_owned(),
+                Word::Somewhere => if is_public(set, key) { "wan" } else { "lan" }.to_owned(),
             };
             Some(Passage { from: from.trim_start_matches('+').to_owned(), to, ports: ports(set, key) })
         })
@@ -79,6 +80,8 @@ pub fn passages(fabric: &Ruleset, names: &BTreeMap<u32, String>) -> BTreeSet<Pas
 enum Word {
     Edge,
     Outside(&'static str),
+    /// Addresses that the key holds: public ones are `wan`, others `lan`.
+    Somewhere,
 }
 
 fn word(set: &str) -> Option<Word> {
@@ -86,9 +89,17 @@ fn word(set: &str) -> Option<Word> {
         "edges" | "edge_ranges" => Some(Word::Edge),
         "direct" => Some(Word::Outside("wan")),
         "lan" => Some(Word::Outside("lan")),
-        "reach" => Some(Word::Outside("outside")),
+        "reach" => Some(Word::Somewhere),
         _ => None,
     }
+}
+
+/// Whether the destination of a `reach` element is public.
+fn is_public(set: &Set, key: &Key) -> bool {
+    // Interface, source, destination.
+    let width = |n: usize| set.key.iter().take(n).map(|field| field.padded_len()).sum::<usize>();
+    let to = key.from.get(width(2)..width(3)).unwrap_or_default();
+    crate::ruleset::compile::is_public(to)
 }
 
 fn index(bytes: &[u8]) -> Option<u32> {
@@ -180,6 +191,7 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
         None => BTreeSet::new(),
     };
     let new = passages(&desired.fabric, &wire_names(desired.wires.values()));
+    changes.extend(spoiled(observed, desired).map(|what| Change::Repair { what }));
     let gone = joined(old.difference(&new).cloned().collect());
     let come = joined(new.difference(&old).cloned().collect());
     changes.extend(gone.into_iter().map(Change::RemoveEdge));
@@ -187,7 +199,45 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
     changes
 }
 
-/// Whether every IPv4 edge of a panel stands there for IPv6 too is a matter of the compiler; here the union is shown.
+/// Rules that are there and are not as they were made; what only comes or goes with edges is told as edges.
+fn spoiled<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = String> + 'a {
+    let locks = desired.locks.iter().filter_map(|(place, new)| {
+        let netns = desired.wires.get(place).and_then(|wire| wire.netns.as_deref());
+        let old = observed.rules(place, netns)?;
+        let was_made = *place != Place::Host || observed.host_links.contains_key(host_link(desired, place)?.as_str());
+        let word = if *place == Place::Host { "the table on the host" } else { "the lock" };
+        (was_made && chains_differ(old, new)).then(|| match place {
+            Place::Host => format!("{word} is missing or changed"),
+            _ => format!("{word} of {place} is missing or changed"),
+        })
+    });
+    let panel =
+        observed.fabric.iter().filter(|fabric| !desired.is_nothing() && panel_differs(&fabric.rules, &desired.fabric));
+    locks.chain(panel.map(|_| "the rules of the panel are missing or changed".to_owned()))
+}
+
+fn host_link(desired: &Desired, place: &Place) -> Option<crate::name::LinkName> {
+    let leg = desired.leg.as_ref().map(|leg| leg.host_link.clone());
+    desired.wires.get(place).map(|wire| wire.inner.clone()).or(leg)
+}
+
+/// Whether a chain's rules or hook differ. Rules depend on the policy's shape, so a policy that gained a feature
+/// changes them too; an operator is told either way.
+fn chains_differ(old: &Ruleset, new: &Ruleset) -> bool {
+    new.tables.iter().any(|(id, table)| old.tables.get(id).is_none_or(|old| old.chains != table.chains))
+}
+
+/// Like [`chains_differ`] for what wires share: their own chains come and go with them.
+fn panel_differs(old: &Ruleset, new: &Ruleset) -> bool {
+    new.tables.iter().any(|(id, table)| {
+        let shared = table.chains.iter().filter(|(_, chain)| chain.hook.is_none());
+        let kept = |(name, chain): (&String, &crate::ruleset::Chain)| {
+            old.tables.get(id).and_then(|old| old.chains.get(name)) == Some(chain)
+        };
+        !shared.into_iter().all(kept)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -327,9 +327,12 @@ impl Question<'_> {
         });
         let words = self.service().into_iter().flat_map(|service| {
             let outbound = &service.outbound;
-            let words = [("wan", outbound.reaches_wan()), ("lan", outbound.reaches_lan())];
-            let open = words.into_iter().filter(|(_, open)| *open);
-            open.map(|(word, _)| Reach { what: word.to_owned(), at: outbound.at.clone() })
+            let whole = [("wan", outbound.direct), ("lan", outbound.lan)];
+            let whole = whole.into_iter().filter(|(_, open)| *open).map(|(word, _)| word.to_owned());
+            let wan = outbound.direct_only.iter().map(|ports| format!("wan {ports}"));
+            let lan = outbound.lan_only.iter().map(|(prefix, ports)| format!("{prefix} {ports}"));
+            let all = whole.chain(wan).chain(lan).collect::<Vec<_>>();
+            all.into_iter().map(|what| Reach { what, at: outbound.at.clone() })
         });
         edges.chain(words).collect()
     }

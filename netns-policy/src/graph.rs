@@ -124,7 +124,7 @@ impl fmt::Display for Edge {
 pub struct Network {
     /// Prefix of every namespace.
     pub name: NetworkName,
-    /// Where IPv4 addresses come from; a private prefix of length 8 to 28.
+    /// Where IPv4 addresses come from; a private prefix of length 8 to 26.
     pub pool4: Ipv4Network,
     /// Where IPv6 addresses come from: as written, or a ULA /64 derived from the network's name (RFC 4193);
     /// `None` when `ipv6 = false`.

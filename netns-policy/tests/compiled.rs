@@ -24,8 +24,7 @@ fn inside(made: &Made, world: &World, start: usize, step: usize) -> Option<Packe
 /// The same for what is outside.
 fn outside(made: &Made, world: &World, start: usize, step: usize) -> Option<outside::OutsideClass> {
     let premises = made.premises();
-    let found = outside::classes(&premises).skip(start).step_by(step).find(|class| !class.holds(&premises, world));
-    found
+    outside::classes(&premises).skip(start).step_by(step).find(|class| !class.holds(&premises, world))
 }
 
 /// A panel that hands everything to one wire.
@@ -302,7 +301,7 @@ const MUTANTS: [Mutant; 30] = [
         more(elements(lock(w, "bravo"), "in4"));
     }),
     ("replies may be pure SYNs", |w| {
-        for rule in rules(panel(w), "ip4").iter_mut().filter(|rule| asks(rule, "replies4")) {
+        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4")) {
             let flags = |e: &Expr| matches!(e, Expr::Payload { offset: 13, .. } | Expr::Bitwise { .. });
             let compared = |e: &Expr| matches!(e, Expr::Cmp { equal: false, data, .. } if *data == [2]);
             rule.0.retain(|e| !flags(e) && !compared(e));
@@ -311,21 +310,22 @@ const MUTANTS: [Mutant; 30] = [
         open(lock(w, "bravo"), "output");
     }),
     ("fragments are asked for ports", |w| {
-        for chain in ["ip4", "ip6"] {
+        for chain in ["panel4", "panel6"] {
             let goes =
                 |rule: &Rule| matches!(rule.0.last(), Some(Expr::Verdict(Verdict::Goto(to))) if to.starts_with("frag"));
             rules(panel(w), chain).retain(|rule| !goes(rule));
         }
     }),
     ("fragments may go anywhere that edges lead", |w| {
-        let forward = rules(panel(w), "ip4").iter().find(|rule| asks(rule, "edges4")).unwrap().clone();
+        let forward = rules(panel(w), "panel4").iter().find(|rule| asks(rule, "edges4")).unwrap().clone();
         rules(panel(w), "fragments4").insert(0, forward);
     }),
     ("no fragment passes", |w| rules(panel(w), "fragments4").clear()),
     ("tags pass", |w| drop(rules(panel(w), "panel").drain(..2))),
-    ("routing headers pass", |w| drop(rules(panel(w), "ip6").remove(0))),
+    ("routing headers pass", |w| drop(rules(panel(w), "panel6").remove(0))),
     ("errors do not look at the embedded header", |w| {
-        for rule in rules(panel(w), "ip4").iter_mut().filter(|rule| asks(rule, "replies4") && asks(rule, "sources4")) {
+        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4") && asks(rule, "sources4"))
+        {
             let at = rule.0.iter().position(|e| matches!(e, Expr::Cmp { equal: false, data, .. } if data.len() == 4));
             let first = rule.0.iter().position(|e| matches!(e, Expr::Cmp { data, .. } if *data == [0x45])).unwrap();
             rule.0.drain(first + 1..=at.unwrap());
@@ -335,9 +335,9 @@ const MUTANTS: [Mutant; 30] = [
         open(lock(w, "alpha"), "input");
     }),
     ("errors may have any source", |w| {
-        unasked(panel(w), "ip4", "sources4");
+        unasked(panel(w), "panel4", "sources4");
     }),
-    ("errors are forgotten", |w| forget(panel(w), "ip4", "sources4")),
+    ("errors are forgotten", |w| forget(panel(w), "panel4", "sources4")),
     ("echo is forgotten", |w| elements(panel(w), "echo6").clear()),
     ("the input lock accepts by default", |w| open(lock(w, "bravo"), "input")),
     ("established is accepted after the refusal", |w| {
@@ -352,7 +352,7 @@ const MUTANTS: [Mutant; 30] = [
     }),
     ("new is accepted from anybody who may ask", |w| unasked(lock(w, "alpha"), "output", "out4")),
     ("direct means private addresses too", |w| {
-        unasked(panel(w), "ip4", "private4");
+        unasked(panel(w), "panel4", "private4");
         unasked(lock(w, "alpha"), "output", "private4");
         unasked(lock(w, "uplink"), "forward", "not_direct4");
         elements(host(w), "not_direct4").clear();
@@ -367,13 +367,13 @@ const MUTANTS: [Mutant; 30] = [
         });
         back.unwrap().0 = vec![Expr::Verdict(Verdict::Accept)];
     }),
-    ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "snat").clear()),
-    ("the host does not masquerade", |w| rules(host(w), "snat").clear()),
+    ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "leaving").clear()),
+    ("the host does not masquerade", |w| rules(host(w), "leaving").clear()),
     ("the host is reached by going out", |w| {
         elements(lock(w, "uplink"), "host4").clear();
         rules(host(w), "input").clear();
     }),
-    ("the resolver is not found", |w| rules(lock(w, "uplink"), "dnat").clear()),
+    ("the resolver is not found", |w| rules(lock(w, "uplink"), "to_resolver").clear()),
     ("errors of routers do not come back", |w| elements(panel(w), "errors_back4").clear()),
 ];
 

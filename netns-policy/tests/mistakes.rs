@@ -263,7 +263,7 @@ fn of_addresses() {
         ("global pool6", &["E0507"], "network.pool6 = \"2001:db8::/64\"\n"),
         ("small pool6", &["E0507"], "network.pool6 = \"fd00::/120\"\n"),
         ("pool6 of IPv4", &["E0507"], "network.pool6 = \"10.0.0.0/24\"\n"),
-        ("too many services", &["E0502"], &format!("network.pool4 = \"10.0.0.0/28\"\n{}", many("a", 15))),
+        ("too many services", &["E0502"], &format!("network.pool4 = \"10.0.0.0/26\"\n{}", many("a", 40))),
         ("fixed address elsewhere", &["E0506"], "[service.a]\naddress4 = \"10.0.0.1\"\n"),
         ("fixed address that is the network", &["E0506"], "[service.a]\naddress4 = \"10.231.0.0\"\n"),
         (

@@ -99,6 +99,8 @@ fn sandboxed(namespaces: &[&str], patience: Duration, closure: &str, body: impl 
 /// An empty /run, so that /run/netns is the sandbox's own, and a loopback that works.
 fn furnish() {
     mount(Some("sandbox"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).expect("a /run of our own");
+    // Root of a user namespace that is root outside too could still write there.
+    nsctl::sandbox::write_protect("/etc").expect("an /etc that nothing is written to");
     ip("link set lo up");
 }
 

@@ -60,8 +60,8 @@ fn pool4(pool: Sp<IpNetwork>, out: &mut Findings) -> Option<Ipv4Network> {
         );
         return None;
     };
-    if !(8..=28).contains(&network.prefix()) {
-        let message = format!("a pool has a length from 8 to 28, this one has {}", network.prefix());
+    if !(8..=26).contains(&network.prefix()) {
+        let message = format!("a pool has a length from 8 to 26, this one has {}", network.prefix());
         out.add(Draft::new("E0504", pool.at, message));
         return None;
     }
@@ -116,8 +116,8 @@ fn pool_at(pool: Option<Sp<IpNetwork>>) -> At {
 
 fn check_room(policy: &Policy, pool: Ipv4Network, out: &mut Findings) {
     let services = policy.services.iter().filter(|service| service.enabled).count();
-    let room = pool.size() - 2;
-    if u32::try_from(services).is_ok_and(|services| services > room) {
+    let room = crate::address::room(pool);
+    if services > room {
         let message = format!("{pool} has {room} addresses for {services} services");
         out.add(Draft::new("E0502", pool_at(policy.network.pool4), message).help("take a shorter prefix"));
     }

@@ -62,7 +62,7 @@ pub fn failure(error: &Error, as_json: bool) -> ExitCode {
 
 /// Says as JSON that the command line is wrong.
 pub fn misuse(message: &str) {
-    let message = message.trim_end().trim_start_matches("error: ");
+    let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
     answer(&json!({ "errors": [{
         "code": "E0911", "file": null, "line": null, "column": null, "message": message, "help": "nsctl --help",
     }] }));

@@ -26,6 +26,7 @@ use crate::topology::Place;
 
 pub use grant::{Grant, grants};
 pub use host::PASSED;
+pub use outside::is_public;
 pub use panel::wire_chain;
 pub use uplink::LEG;
 

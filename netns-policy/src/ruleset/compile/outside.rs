@@ -55,6 +55,16 @@ pub(super) fn private(v: Version) -> Set {
     ranges_set(v, private_ranges(v))
 }
 
+/// Whether an address, in network byte order, is public: none of the private ranges.
+pub fn is_public(octets: &[u8]) -> bool {
+    let address = match (<[u8; 4]>::try_from(octets), <[u8; 16]>::try_from(octets)) {
+        (Ok(v4), _) => IpAddr::from(v4),
+        (_, Ok(v6)) => IpAddr::from(v6),
+        _ => return false,
+    };
+    !private_ranges(Version::of(address)).iter().any(|(from, to)| (from..=to).contains(&&address))
+}
+
 /// What `direct` never means on this host: private ranges, and what is on one of its links.
 pub(super) fn not_direct(source: &Source, v: Version) -> Set {
     let on_link = source.host.on_link.iter().map(|prefix| (prefix.network(), prefix.broadcast()));
