@@ -21,6 +21,7 @@ use netns_policy::topology;
 use nsctl::internet::Internet;
 use nsctl::kernel::Kernel as _;
 use nsctl::kernel::netns::Netns;
+use nsctl::matrix;
 use nsctl::verify::{self, Expected, Place, Probe};
 use nsctl::{Error, Options, Orchestrator, Planned};
 
@@ -118,6 +119,17 @@ impl<'i> Machine<'i> {
             None => lines.extend(self.anything()),
         }
         (refused, lines)
+    }
+
+    /// What `nsctl verify` finds wrong, which knows the policy and not the case.
+    pub fn verified(&self) -> Vec<String> {
+        let internet = &self.around.internet;
+        let netns = Some(internet.netns().try_clone().expect("a descriptor is free"));
+        let outside = matrix::Outside { wan: internet.wan(), lan: internet.lan(), netns };
+        let report =
+            matrix::verify(&self.nsctl, &outside, &|_, _| {}).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let wrong = report.mismatches.iter().map(|wrong| format!("{}: {}", wrong.probe, wrong.seen));
+        wrong.chain(report.unproven.iter().map(|open| format!("{}: {}", open.probe, open.reason))).collect()
     }
 
     fn write(&self, policy: &str) {

@@ -80,6 +80,21 @@ fn every_case_holds_in_the_interpreter_and_in_the_kernel() {
 }
 
 #[test]
+fn nsctl_verify_agrees_where_services_reach_the_host_the_lan_and_the_internet() {
+    common::in_sandbox(|| {
+        let around = live::Surroundings::make();
+        let cases = case::read(CASES).expect("they come with the source");
+        for case in cases.iter().filter(|case| ["C078", "C080", "C081"].contains(&case.id.as_str())) {
+            let mut machine = live::Machine::new(&case.id, &around);
+            let policy = translate::translate(&case.steps[0].policy).expect("it can be said");
+            machine.apply(&policy).unwrap_or_else(|refused| panic!("{}: {refused}", case.id));
+            assert_eq!(machine.verified(), Vec::<String>::new(), "{}", case.id);
+            assert_eq!(machine.down(), Vec::<String>::new(), "{}", case.id);
+        }
+    });
+}
+
+#[test]
 fn every_case_holds_in_the_interpreter() {
     run(|_| None);
 }
