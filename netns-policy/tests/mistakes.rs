@@ -151,6 +151,7 @@ fn of_edges() {
         ("unknown tag", "E0209", "[service.a]\nconnect.\"@chian\" = [\"rpc\"]\n"),
         ("port that nobody with the tag has", "E0204", "[service.a]\nconnect.\"@chain\" = [\"http\"]\n"),
         ("nothing to connect to", "E0220", "[service.a]\nconnect.c = [\"rpc\"]\n[service.c]\n"),
+        ("nothing to connect to, by no name", "E0220", "[service.a]\nconnect.c = []\n[service.c]\n"),
         ("unknown private port", "E0204", "[service.a]\nprivate = [\"rpc\"]\n"),
         ("host to an unknown service", "E0201", "[host]\nmay_connect.c = [\"rpc\"]\n"),
         (

@@ -94,7 +94,7 @@ impl Machine {
         let tried = match (pair.from.as_str(), pair.to.as_str()) {
             (from, "host") => model.to_host(from, pair),
             (from, to @ ("wan" | "lan" | "metadata")) => model.to_outside(from, to, pair),
-            (from @ ("wan" | "lan" | "metadata"), to) => model.outside_in(from, self.known.get(to), pair),
+            (from @ ("wan" | "lan" | "metadata"), to) => model.inbound(from, self.known.get(to), pair),
             (from, to) => model.inside(from, self.known.get(to), pair),
         };
         let wrong = |(address, open, seen): &(IpAddr, bool, Seen)| {
@@ -245,7 +245,7 @@ impl Model {
     }
 
     /// What comes from outside finds no way in, neither by the leg nor by the host's wire.
-    fn outside_in(&self, from: &str, to: Option<&Addresses>, pair: &Pair) -> Tried {
+    fn inbound(&self, from: &str, to: Option<&Addresses>, pair: &Pair) -> Tried {
         let Some(to) = to else { return Vec::new() };
         let there = outside(from);
         let ends = to.iter().filter_map(|to| {

@@ -5,6 +5,7 @@
 //! - One machine and one state directory for all steps of a case; everything of it is taken down at its end.
 //! - What a probe could not settle is a failure.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -20,6 +21,7 @@ use netns_policy::topology;
 use nsctl::internet::Internet;
 use nsctl::kernel::Kernel as _;
 use nsctl::kernel::netns::Netns;
+use nsctl::matrix;
 use nsctl::verify::{self, Expected, Place, Probe};
 use nsctl::{Error, Options, Orchestrator, Planned};
 
@@ -44,7 +46,7 @@ const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
 pub struct Machine<'i> {
     nsctl: Orchestrator,
     policy: PathBuf,
-    internet: &'i Internet,
+    around: &'i Surroundings,
     /// The addresses of every service that ever was.
     known: BTreeMap<String, Addresses>,
     /// The policy in force.
@@ -53,14 +55,30 @@ pub struct Machine<'i> {
     pub probes: usize,
 }
 
-/// The world around the sandbox, which holds the addresses that the cases speak of.
-pub fn internet() -> Internet {
-    let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("the constants are addresses")).collect();
-    Internet::with(parse(&WAN), parse(&LAN)).expect("an internet in the sandbox")
+/// What lies around the sandbox: the addresses that the cases speak of, with a way back to the services.
+#[derive(Debug)]
+pub struct Surroundings {
+    internet: Internet,
+    routed: RefCell<BTreeSet<IpNetwork>>,
+}
+
+impl Surroundings {
+    /// Makes it; the sandbox's default route leads there.
+    pub fn make() -> Self {
+        let internet = Internet::with(parse(&WAN), parse(&LAN)).expect("an internet in the sandbox");
+        Self { internet, routed: RefCell::default() }
+    }
+
+    /// Without a route to `pool` nobody outside could even try.
+    fn route(&self, pool: IpNetwork) {
+        if self.routed.borrow_mut().insert(pool) {
+            self.internet.route(pool).expect("a route from outside to the sandbox");
+        }
+    }
 }
 
 impl<'i> Machine<'i> {
-    pub fn new(id: &str, internet: &'i Internet) -> Self {
+    pub fn new(id: &str, around: &'i Surroundings) -> Self {
         let directory = PathBuf::from(DIRECTORY).join(id);
         fs::create_dir_all(&directory).expect("/run is the sandbox's own");
         let policy = directory.join("policy.json");
@@ -70,7 +88,7 @@ impl<'i> Machine<'i> {
             etc_netns: None,
             ..Options::default()
         };
-        Self { nsctl: Orchestrator::new(options), policy, internet, known: BTreeMap::new(), text: None, probes: 0 }
+        Self { nsctl: Orchestrator::new(options), policy, around, known: BTreeMap::new(), text: None, probes: 0 }
     }
 
     /// Applies a policy that must hold; the addresses that changed are the lines that come back.
@@ -103,6 +121,17 @@ impl<'i> Machine<'i> {
         (refused, lines)
     }
 
+    /// What `nsctl verify` finds wrong, which knows the policy and not the case.
+    pub fn verified(&self) -> Vec<String> {
+        let internet = &self.around.internet;
+        let netns = Some(internet.netns().try_clone().expect("a descriptor is free"));
+        let outside = matrix::Outside { wan: internet.wan(), lan: internet.lan(), netns };
+        let report =
+            matrix::verify(&self.nsctl, &outside, &|_, _| {}).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let wrong = report.mismatches.iter().map(|wrong| format!("{}: {}", wrong.probe, wrong.seen));
+        wrong.chain(report.unproven.iter().map(|open| format!("{}: {}", open.probe, open.reason))).collect()
+    }
+
     fn write(&self, policy: &str) {
         fs::write(&self.policy, policy).expect("/run is the sandbox's own");
     }
@@ -117,15 +146,7 @@ impl<'i> Machine<'i> {
                 _ => {}
             }
         }
-        for pool in pools(planned) {
-            // A second policy has the same pools.
-            match self.internet.route(pool) {
-                Err(error) if error.raw_os_error() != Some(nix::libc::EEXIST) && !exists(&error) => {
-                    lines.push(format!("no route from outside to {pool}: {error}"));
-                }
-                _ => {}
-            }
-        }
+        pools(planned).into_iter().for_each(|pool| self.around.route(pool));
         lines
     }
 
@@ -175,7 +196,7 @@ impl<'i> Machine<'i> {
     fn netns(&self, planned: &Planned, name: &str) -> io::Result<Netns> {
         match name {
             "host" => Netns::current(),
-            OUTSIDE => self.internet.netns().try_clone(),
+            OUTSIDE => self.around.internet.netns().try_clone(),
             service if planned.checked.graph.service(service).is_some() => {
                 Netns::open(&self.nsctl.options().netns.join(format!("{NETWORK}-{service}")))
             }
@@ -304,10 +325,6 @@ fn parse(texts: &[&str]) -> Vec<IpAddr> {
 fn pools(planned: &Planned) -> Vec<IpNetwork> {
     let network = planned.checked.graph.network();
     [Some(IpNetwork::V4(network.pool4)), network.pool6.map(IpNetwork::V6)].into_iter().flatten().collect()
-}
-
-fn exists(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AlreadyExists
 }
 
 /// A connection that is held over a step.

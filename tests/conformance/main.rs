@@ -27,6 +27,9 @@ use case::{Case, Pair, Step};
 /// The cases that come with the source.
 const CASES: &str = include_str!("cases.json");
 
+/// More of the same form: what the language has besides.
+const MORE_CASES: &str = include_str!("more.json");
+
 /// How long a file of cases may take.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -65,60 +68,88 @@ impl fmt::Display for Refused {
 #[test]
 fn every_case_holds_in_the_interpreter_and_in_the_kernel() {
     common::in_patient_sandbox(PATIENCE, || {
-        let internet = live::internet();
+        let around = live::Surroundings::make();
         run(|case| {
-            let mut machine = live::Machine::new(&case.id, &internet);
+            let mut machine = live::Machine::new(&case.id, &around);
             let failures = steps(case, &mut Live { machine: &mut machine });
             let probes = machine.probes;
-            Half { failures: [failures, machine.down()].concat(), counts: format!(", {probes} connections") }
+            let failures = [failures, machine.down()].concat();
+            Some(Half { failures, probes })
         });
     });
 }
 
 #[test]
-fn every_case_holds_in_the_interpreter() {
-    run(|_| Half { failures: Vec::new(), counts: ", not live".into() });
+fn nsctl_verify_agrees_where_services_reach_the_host_the_lan_and_the_internet() {
+    common::in_sandbox(|| {
+        let around = live::Surroundings::make();
+        let cases = case::read(CASES).expect("they come with the source");
+        for case in cases.iter().filter(|case| ["C078", "C080", "C081"].contains(&case.id.as_str())) {
+            let mut machine = live::Machine::new(&case.id, &around);
+            let policy = translate::translate(&case.steps[0].policy).expect("it can be said");
+            machine.apply(&policy).unwrap_or_else(|refused| panic!("{}: {refused}", case.id));
+            assert_eq!(machine.verified(), Vec::<String>::new(), "{}", case.id);
+            assert_eq!(machine.down(), Vec::<String>::new(), "{}", case.id);
+        }
+    });
 }
 
-/// What one half of a case came to.
+#[test]
+fn every_case_holds_in_the_interpreter() {
+    run(|_| None);
+}
+
+/// What the live half of a case came to.
 struct Half {
     failures: Vec<String>,
-    counts: String,
+    probes: usize,
+}
+
+/// The files of cases: the one that is named, else those beside this file.
+fn files() -> Vec<String> {
+    match std::env::var_os("NSCTL_CONFORMANCE") {
+        Some(path) => {
+            let text = std::fs::read_to_string(&path);
+            vec![text.unwrap_or_else(|error| panic!("{}: {error}", path.display()))]
+        }
+        None => [CASES, MORE_CASES].map(str::to_owned).to_vec(),
+    }
 }
 
 /// Runs every case; one line each, and all failures at the end.
-fn run(mut live: impl FnMut(&Case) -> Half) {
-    let text = match std::env::var_os("NSCTL_CONFORMANCE") {
-        Some(path) => std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
-        None => CASES.to_owned(),
-    };
-    let cases = case::read(&text).unwrap_or_else(|error| panic!("{error}"));
+fn run(mut live: impl FnMut(&Case) -> Option<Half>) {
+    let read = |text: String| case::read(&text).unwrap_or_else(|error| panic!("{error}"));
+    let cases: Vec<Case> = files().into_iter().flat_map(read).collect();
     let mut failures = Vec::new();
     for case in &cases {
         let begun = Instant::now();
         let interpreted = steps(case, &mut interpret::Machine::default());
         let lived = live(case);
-        let [fine, lives] = [&interpreted, &lived.failures].map(|lines| if lines.is_empty() { "ok" } else { "FAILED" });
-        let written = if case.problems.is_empty() { "" } else { ", NOT UNDERSTOOD" };
-        let pairs = || case.steps.iter().flat_map(|step| step.pairs.iter().flatten());
-        println!(
-            "{:6} {:56} interpreter {fine:6} live {lives:6} {} steps, {} pairs, {} open{}{written}, {:.1} s",
-            case.id,
-            case.title,
-            case.steps.len(),
-            pairs().count(),
-            pairs().filter(|pair| pair.open).count(),
-            lived.counts,
-            begun.elapsed().as_secs_f64(),
-        );
+        println!("{}, {:.1} s", result(case, &interpreted, lived.as_ref()), begun.elapsed().as_secs_f64());
         let mut add = |half: &str, lines: &[String]| {
             failures.extend(lines.iter().map(|line| format!("{} {half}: {line}", case.id)));
         };
         add("file", &case.problems);
         add("interpreter", &interpreted);
-        add("live", &lived.failures);
+        add("live", lived.as_ref().map_or(&[], |half| &half.failures));
     }
     assert!(failures.is_empty(), "{} failures in {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+fn result(case: &Case, interpreted: &[String], lived: Option<&Half>) -> String {
+    let word = |lines: &[String]| if lines.is_empty() { "ok" } else { "FAILED" };
+    let file = if case.problems.is_empty() { "" } else { "  NOT UNDERSTOOD" };
+    let pairs = || case.steps.iter().flat_map(|step| step.pairs.iter().flatten());
+    let (steps, asked, open) = (case.steps.len(), pairs().count(), pairs().filter(|pair| pair.open).count());
+    let lived = match lived {
+        Some(half) => format!("live {:6}  {} connections", word(&half.failures), half.probes),
+        None => "not live".into(),
+    };
+    let Case { id, title, .. } = case;
+    format!(
+        "{id:6} {title:56}  interpreter {:6}  {lived}, {steps} steps, {asked} pairs, {open} open{file}",
+        word(interpreted)
+    )
 }
 
 /// A machine that policies are given to.
@@ -199,5 +230,34 @@ impl Machine for Live<'_, '_> {
 
     fn differences(&mut self, pairs: &[Pair]) -> Result<Vec<String>, Refused> {
         self.machine.differences(pairs)
+    }
+}
+
+#[test]
+fn what_is_not_understood_fails_its_case() {
+    let good: serde_json::Value = serde_json::from_str(CASES).expect("the file is JSON");
+    let objects = ["", "/steps/0", "/steps/0/policy", "/steps/0/policy/services/a", "/steps/0/policy/allow/0"];
+    for path in objects.into_iter().chain(["/steps/0/universe", "/steps/0/expect"]) {
+        let mut file = good.clone();
+        let cases = file["cases"].as_array_mut().expect("there are cases");
+        let case = cases.iter_mut().find(|case| case["id"] == "C065").expect("it is one of them");
+        case.pointer_mut(path).expect("it is there")["surprise"] = true.into();
+        let cases = case::read(&file.to_string()).expect("it is a file of cases");
+        let problems: Vec<&String> = cases.iter().flat_map(|case| &case.problems).collect();
+        assert!(problems.len() == 1 && problems[0].contains("`surprise`"), "{path}: {problems:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_asks_for_and_a_wrong_count_fail_their_case() {
+    let good: serde_json::Value = serde_json::from_str(CASES).expect("the file is JSON");
+    let changes = [("open_count", serde_json::json!(4)), ("open", serde_json::json!({"a": {"tcp/82": ["b"]}}))];
+    for (key, value) in changes {
+        let mut file = good.clone();
+        let cases = file["cases"].as_array_mut().expect("there are cases");
+        let case = cases.iter_mut().find(|case| case["id"] == "C065").expect("it is one of them");
+        case["steps"][0]["expect"][key] = value;
+        let cases = case::read(&file.to_string()).expect("it is a file of cases");
+        assert!(cases.iter().any(|case| case.id == "C065" && !case.problems.is_empty()), "{key}");
     }
 }

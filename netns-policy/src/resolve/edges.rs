@@ -71,8 +71,8 @@ impl Edges<'_, '_> {
     }
 
     fn connect_service(&mut self, origin: Option<&Origin>, target: &Service, connect: &Connect) {
-        let named = connect.ports.iter().any(|port| !matches!(port.value, PortRef::Number(_)));
-        if target.ports.is_empty() && named {
+        let numbers = connect.ports.iter().all(|port| matches!(port.value, PortRef::Number(_)));
+        if target.ports.is_empty() && (connect.ports.is_empty() || !numbers) {
             let draft = Draft::new(
                 "E0220",
                 connect.target.at,
