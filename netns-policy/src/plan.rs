@@ -214,7 +214,7 @@ impl Steps<'_> {
         for place in self.sites() {
             let (old, new) = (self.lock_at(&place), self.lock_of(&place));
             let delta = Delta::between(&old, &new).narrowing();
-            let cuts = Cuts::of(&place, &delta, &new);
+            let cuts = Cuts::of(&place, &delta, &old, &new);
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), cuts);
         }
     }
