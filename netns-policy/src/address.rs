@@ -331,10 +331,17 @@ fn keep_pool(
 
 fn rename(book: &mut AddressBook, service: &Service) {
     let Some(was) = &service.was else { return };
-    if !book.services.contains_key(service.name.as_str())
-        && let Some(entry) = book.services.remove(was.as_str())
-    {
-        book.services.insert(service.name.to_string(), entry);
+    let in_use = |name: &str| book.services.get(name).map(|entry| entry.retired.is_none());
+    let moves = match (in_use(service.name.as_str()), in_use(was.as_str())) {
+        (None, Some(_)) => true,
+        // The new name was somebody's who has gone.
+        (Some(false), Some(in_use)) => in_use,
+        _ => false,
+    };
+    if moves && let Some(entry) = book.services.remove(was.as_str()) {
+        let gone = book.services.insert(service.name.to_string(), entry);
+        // The address of the one who has gone stays reserved, under the name that is free now.
+        book.services.extend(gone.map(|gone| (was.to_string(), gone)));
     }
 }
 

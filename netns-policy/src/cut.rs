@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ruleset::delta::{Delta, Op};
-use crate::ruleset::{Field, Key, Ruleset, Set};
+use crate::ruleset::{Base, Expr, Field, Key, Ruleset, Set};
 use crate::topology::Place;
 
 /// The first packet of a connection, as conntrack remembers it.
@@ -29,7 +29,7 @@ struct Right {
     to: Option<(IpAddr, IpAddr)>,
     protocol: Option<u8>,
     ports: Option<(u16, u16)>,
-    /// Destinations that it does not mean: `direct` leads to public addresses alone.
+    /// Destinations to which it does not extend.
     except: Vec<(IpAddr, IpAddr)>,
 }
 
@@ -41,20 +41,19 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// The connections that `delta` at `place` takes the right from and `new`, the lock as it will be, gives it no
-    /// other way.
-    pub fn of(place: &Place, delta: &Delta, new: &Ruleset) -> Self {
+    /// The connections that `delta` at `place` takes the right from that they have in `old`, the lock as it is, and to
+    /// which `new`, the lock as it will be, gives no other.
+    pub fn of(place: &Place, delta: &Delta, old: &Ruleset, new: &Ruleset) -> Self {
         let gone = delta.ops.iter().filter_map(|op| match op {
             Op::DeleteElements(elements) => Some((elements.set.as_str(), &elements.of)),
             _ => None,
         });
-        let of = |(name, set)| rights(place, name, set, new);
-        let gone: Vec<Right> = gone.flat_map(of).collect();
+        let gone: Vec<Right> = gone.flat_map(|(name, set)| rights(place, name, set, old)).collect();
         if gone.is_empty() {
             return Self::default();
         }
-        let sets = new.tables.values().flat_map(|table| &table.sets).map(|(name, set)| (name.as_str(), set));
-        Self { gone, kept: sets.flat_map(of).collect() }
+        let sets = new.tables.values().flat_map(|table| &table.sets);
+        Self { gone, kept: sets.flat_map(|(name, set)| rights(place, name, set, new)).collect() }
     }
 
     /// Whether there is nothing to cut.
@@ -76,9 +75,9 @@ impl Right {
         };
         within(&self.from, opening.from)
             && within(&self.to, opening.to)
-            && !self.except.iter().any(|range| within(&Some(*range), opening.to))
             && self.protocol.is_none_or(|protocol| protocol == opening.protocol)
             && self.ports.is_none_or(|(lo, hi)| (lo..=hi).contains(&opening.port))
+            && !self.except.iter().any(|range| within(&Some(*range), opening.to))
     }
 }
 
@@ -94,26 +93,41 @@ fn rights(place: &Place, name: &str, set: &Set, lock: &Ruleset) -> Vec<Right> {
     }
     let from_first = stem.starts_with("in") || *place == Place::Uplink;
     let echo = stem.ends_with("_echo");
-    let rights = set.elements.keys().map(|key| right(set, key, from_first, echo));
-    if stem != "direct" {
-        return rights.collect();
+    let own = set.elements.keys().map(|key| right(set, key, from_first, echo));
+    match stem {
+        // A question is remembered as it was asked, before its translation to what the set has.
+        "resolvers" => {
+            let asked = |right: Right| translated(lock).map(move |to| Right { to: Some((to, to)), ..right.clone() });
+            own.flat_map(asked).map(|right| Right { ports: Some((53, 53)), ..right }).collect()
+        }
+        "direct" => own.map(|right| public(right, name, lock)).collect(),
+        _ => own.collect(),
     }
-    let (to, except) = public(name, lock);
-    rights.map(|right| Right { to: Some(to), except: except.clone(), ..right }).collect()
 }
 
-/// What `direct` means: every address of its family but those that the lock never counts as outside.
-fn public(name: &str, lock: &Ruleset) -> ((IpAddr, IpAddr), Vec<(IpAddr, IpAddr)>) {
-    let version = name.trim_start_matches("direct");
-    let all = if version == "4" {
-        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into())
-    } else {
-        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into())
+/// The destinations that the lock translates.
+fn translated(lock: &Ruleset) -> impl Iterator<Item = IpAddr> {
+    let chains = lock.tables.values().flat_map(|table| table.chains.values());
+    let rules = chains.flat_map(|chain| &chain.rules).map(|rule| &rule.0[..]);
+    let rules = rules.filter(|rule| rule.iter().any(|expr| matches!(expr, Expr::Dnat { .. })));
+    rules.flat_map(|rule| rule.windows(2)).filter_map(|pair| match pair {
+        [Expr::Payload { base: Base::Network, .. }, Expr::Cmp { equal: true, data, .. }] => address(data),
+        _ => None,
+    })
+}
+
+/// `direct` does not mean what the lock takes out of it.
+fn public(right: Right, name: &str, lock: &Ruleset) -> Right {
+    let (lo, hi): (IpAddr, IpAddr) = match name.ends_with('4') {
+        true => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()),
+        false => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into()),
     };
-    let private = [format!("private{version}"), format!("not_direct{version}")];
-    let sets = lock.tables.values().flat_map(|table| &table.sets).filter(|(name, _)| private.contains(name));
-    let ranges = sets.flat_map(|(_, set)| set.elements.keys());
-    (all, ranges.filter_map(|key| address(&key.from).zip(address(key.to.as_ref().unwrap_or(&key.from)))).collect())
+    let sets = lock.tables.values().flat_map(|table| &table.sets);
+    let excluded = sets.filter(|(set, _)| matches!(set.trim_end_matches(['4', '6']), "not_direct" | "private"));
+    let ranges = excluded
+        .flat_map(|(_, set)| set.elements.keys())
+        .filter_map(|key| address(&key.from).zip(address(key.to.as_ref().unwrap_or(&key.from))));
+    Right { to: Some((lo, hi)), except: ranges.collect(), ..right }
 }
 
 fn right(set: &Set, key: &Key, from_first: bool, echo: bool) -> Right {
@@ -132,7 +146,7 @@ fn right(set: &Set, key: &Key, from_first: bool, echo: bool) -> Right {
                 }
                 next_is_from = false;
             }
-            Field::InetProto => right.protocol = lo.first().copied(),
+            Field::InetProto => right.protocol = lo.first().copied().filter(|_| lo == hi),
             Field::InetService => right.ports = port(&lo).zip(port(&hi)),
             Field::IcmpType | Field::Icmpv6Type | Field::IfaceIndex => {}
         }

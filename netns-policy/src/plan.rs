@@ -18,8 +18,8 @@ use crate::cut::Cuts;
 use crate::desired::{Desired, Files, HostRoute, Leg, Route, Wire, alias};
 use crate::name::ServiceName;
 use crate::observed::{Link, Observed};
-use crate::ruleset::delta::{Delta, TableId};
-use crate::ruleset::{Family, Ruleset};
+use crate::ruleset::delta::{Delta, Op, TableId};
+use crate::ruleset::{Chain, Family, Ruleset};
 use crate::topology::Place;
 
 /// Where rules stand.
@@ -238,7 +238,7 @@ impl Steps<'_> {
             self.rules(Site::Fabric, delta, fabric.generation, Cuts::default());
         }
         for (place, delta) in self.parts(Delta::narrowing) {
-            let cuts = Cuts::of(&place, &delta, self.lock_of(&place));
+            let cuts = Cuts::of(&place, &delta, self.lock_at(&place), self.lock_of(&place));
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), cuts);
         }
     }
@@ -250,6 +250,9 @@ impl Steps<'_> {
             let kept: BTreeSet<u32> = desired.wires.values().map(|wire| wire.index).collect();
             let links = fabric.links.iter().filter(|(name, link)| *name != "lo" && !kept.contains(&link.index));
             let stale: Vec<u32> = links.map(|(_, link)| link.index).collect();
+            // Before Linux 6.16 a chain goes with its device, and then there is nothing left to delete.
+            let unhung = Delta::between(&fabric.rules, &desired.fabric).filtered(|op| self.unhangs(op));
+            self.rules(Site::Fabric, unhung, fabric.generation, Cuts::default());
             self.push_some(stale, Step::DeleteFabricLinks);
         }
         if let Some(route) = observed.host_route.as_ref().filter(|_| desired.host_route.is_none()) {
@@ -331,7 +334,10 @@ impl Steps<'_> {
         let desired = self.desired;
         if !desired.is_nothing() {
             let delta = match &self.observed.fabric {
-                Some(fabric) => Delta::between(&fabric.rules, &desired.fabric).skeleton(constant),
+                Some(fabric) => {
+                    let all = Delta::between(&fabric.rules, &desired.fabric).skeleton(constant);
+                    all.filtered(|op| !self.unhangs(op))
+                }
                 None => {
                     let bare = without_wires(&desired.fabric);
                     Delta::between(&bare, &desired.fabric).skeleton(constant)
@@ -367,12 +373,9 @@ impl Steps<'_> {
 
     fn join_host(&mut self) {
         let (observed, desired) = (self.observed, self.desired);
-        if let Some(leg) = &desired.leg {
-            let link = observed.host_links.get(leg.host_link.as_str());
-            let netns = desired.wires.get(&Place::Uplink).and_then(|wire| wire.netns.clone());
-            if let Some(netns) = netns.filter(|_| !link.is_some_and(|link| self.leg_is_whole(link))) {
-                self.steps.push(Step::CreateLeg { netns, leg: leg.clone() });
-            }
+        let new_leg = self.missing_leg();
+        if let Some((netns, leg)) = new_leg.clone() {
+            self.steps.push(Step::CreateLeg { netns, leg });
         }
         if let Some(route) = &desired.host_route {
             let wire_is_new = self.missing().any(|wire| wire.place == Place::Host);
@@ -381,7 +384,10 @@ impl Steps<'_> {
             }
         }
         for (path, value) in &desired.sysctls {
-            if observed.host.sysctls.get(path) != Some(value) {
+            // A new link starts with the settings of every new link, whatever its predecessor had.
+            let of_new =
+                new_leg.as_ref().is_some_and(|(_, leg)| path.split('/').any(|part| part == leg.host_link.as_str()));
+            if of_new || observed.host.sysctls.get(path) != Some(value) {
                 self.steps.push(Step::SetSysctl { path: path.clone(), value: value.clone() });
             }
         }
@@ -398,6 +404,15 @@ impl Steps<'_> {
         self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);
+    }
+
+    /// Whether `op` takes the chain off a wire that is to go. The fabric forwards nothing that comes by such a wire.
+    fn unhangs(&self, op: &Op) -> bool {
+        let (Op::FlushChain { table, chain } | Op::DeleteChain { table, chain }) = op else { return false };
+        let chain_of = |rules: &Ruleset| rules.tables.get(table).and_then(|table| table.chains.get(chain)).cloned();
+        let hangs = |chain: Chain| chain.hook.is_some_and(|hook| hook.device.is_some());
+        let old = self.observed.fabric.as_ref().and_then(|fabric| chain_of(&fabric.rules));
+        old.is_some_and(hangs) && chain_of(&self.desired.fabric).is_none()
     }
 
     /// Wires that are not whole, and so are made.
@@ -443,6 +458,14 @@ impl Steps<'_> {
 
     fn fabric_generation(&self) -> u32 {
         self.observed.fabric.as_ref().map_or(0, |ns| ns.generation)
+    }
+
+    /// The leg, with the gateway's namespace, when it has to be made.
+    fn missing_leg(&self) -> Option<(String, Leg)> {
+        let leg = self.desired.leg.as_ref()?;
+        let link = self.observed.host_links.get(leg.host_link.as_str());
+        let netns = self.netns(&Place::Uplink)?;
+        (!link.is_some_and(|link| self.leg_is_whole(link))).then(|| (netns.to_owned(), leg.clone()))
     }
 
     fn leg_is_whole(&self, link: &Link) -> bool {

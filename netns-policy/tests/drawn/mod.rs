@@ -101,6 +101,15 @@ impl Policy {
         self.services.iter().any(|(other, _)| *other == number)
     }
 
+    /// The same policy, but for the services whose number is in `changes`: those are as they are in `other`.
+    pub fn with_some_of(&self, other: &Self, changes: &[bool]) -> Self {
+        let own = self.services.iter().filter(|(number, _)| !changes[*number]);
+        let others = other.services.iter().filter(|(number, _)| changes[*number]);
+        let mut services: Vec<_> = own.chain(others).cloned().collect();
+        services.sort_by_key(|(number, _)| *number);
+        Self { services, ..if changes[0] { other.clone() } else { self.clone() } }
+    }
+
     /// The file.
     pub fn text(&self) -> String {
         let mut text = String::from("schema = 1\n\n[network]\nname = \"node\"\n");

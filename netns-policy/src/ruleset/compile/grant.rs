@@ -21,6 +21,13 @@ pub struct Grant {
     pub ports: Ports,
 }
 
+impl Grant {
+    /// Whether the one may ask if the other is there. Nobody is at the resolver's address.
+    pub(super) fn has_echo(&self) -> bool {
+        self.to != Place::Uplink
+    }
+}
+
 /// Every grant of the policy, ordered by from, to and ports.
 pub fn grants(graph: &AllowGraph, addresses: &AddressPlan) -> Vec<Grant> {
     let edges = graph.edges().iter().filter_map(|edge| {

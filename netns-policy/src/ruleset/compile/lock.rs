@@ -190,12 +190,16 @@ impl Elements<'_> {
             } else {
                 self.put(v.named(&format!("{side}_ranges")), start.ports(lo, hi).range_key());
             }
-            self.put(v.named(&format!("{side}_echo")), key().addr(peer).exact());
+            if grant.has_echo() {
+                self.put(v.named(&format!("{side}_echo")), key().addr(peer).exact());
+            }
         }
     }
 
     fn outbound(&mut self, source: &Source, service: &Service) {
-        for v in BOTH {
+        let own = source.addresses.service(service.name.as_str());
+        let spoken = own.iter().flat_map(|own| own.iter().collect::<Vec<_>>()).map(Version::of);
+        for v in spoken {
             if service.outbound.direct {
                 self.put(v.named("direct"), key().protos(0, u8::MAX).range_key());
             }

@@ -266,8 +266,10 @@ impl Elements<'_> {
                 self.put(v.named("edge_ranges"), range(forth.clone()), Some(to));
                 self.put(v.named("reply_ranges"), range(back.clone()), Some(from));
             }
-            self.put(v.named("echo"), forth.icmp_type(v.echo_request()).exact(), Some(to));
-            self.put(v.named("echo"), back.icmp_type(v.echo_reply()).exact(), Some(from));
+            if grant.has_echo() {
+                self.put(v.named("echo"), forth.icmp_type(v.echo_request()).exact(), Some(to));
+                self.put(v.named("echo"), back.icmp_type(v.echo_reply()).exact(), Some(from));
+            }
         }
     }
 
