@@ -205,15 +205,16 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// Takes rights away: in the panel, where it is immediate, then in the locks, where connections are cut.
+    /// Takes rights away: in the panel, where it is immediate, then in the locks, where connections are cut. What takes
+    /// the place of a right that goes comes in the same transaction, so that what stays allowed is never interrupted.
     fn narrow(&mut self) {
         if let Some(fabric) = &self.observed.fabric {
-            let delta = Delta::between(&fabric.rules, &self.desired.fabric).narrowing();
+            let delta = Delta::between(&fabric.rules, &self.desired.fabric).exchange(constant);
             self.rules(Site::Fabric, delta, fabric.generation, Cuts::default());
         }
         for place in self.sites() {
             let (old, new) = (self.lock_at(&place), self.lock_of(&place));
-            let delta = Delta::between(&old, &new).narrowing();
+            let delta = Delta::between(&old, &new).exchange(constant);
             let cuts = Cuts::of(&place, &delta, &new);
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), cuts);
         }
@@ -368,12 +369,12 @@ impl Steps<'_> {
         let places: Vec<Place> = self.sites();
         for place in places {
             let old = if self.is_new(&place) { Ruleset::default() } else { self.lock_at(&place) };
-            let delta = Delta::between(&old, &self.lock_of(&place)).elements_added(constant);
+            let delta = Delta::between(&old, &self.lock_of(&place)).elements_new(constant);
             // Rules of this namespace have changed since it was looked at, by our own steps.
             self.rules(Site::Place(place), delta, 0, Cuts::default());
         }
         let old = self.observed.fabric.as_ref().map(|ns| ns.rules.clone()).unwrap_or_default();
-        let delta = Delta::between(&old, &self.desired.fabric).elements_added(constant);
+        let delta = Delta::between(&old, &self.desired.fabric).elements_new(constant);
         self.rules(Site::Fabric, delta, 0, Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);
