@@ -31,6 +31,9 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
                     observed.namespaces.insert(name, seen.namespace);
                 }
             }
+            Ok(Seen { alias: Some(alias), .. }) if alias.starts_with("nsctl:") => {
+                observed.neighbours.insert(name);
+            }
             // A file that is no namespace is somebody's too.
             Ok(_) | Err(KernelError::Inside { .. }) => {
                 observed.foreign.insert(name);
