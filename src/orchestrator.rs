@@ -281,6 +281,9 @@ impl Orchestrator {
         let store = self.store(&checked.graph.network().name);
         let _guard = store.lock()?;
         let mut planned = self.planned(checked, &store, capabilities)?;
+        if self.adopt_sysctls(&planned.desired, &store)? {
+            planned = self.planned(planned.checked, &store, capabilities)?;
+        }
         let first = planned.clone();
         let mut report = Report::default();
         for turn in 1.. {
@@ -426,12 +429,27 @@ impl Orchestrator {
         pool_is_free(graph, &observed)?;
         let addresses = AddressPlan::assign(graph, book, now(), self.options.renumber)?;
         let (desired, next_index) = Desired::new(graph, &addresses, &observed, capabilities, book.next_index);
-        if let Some(netns) = observed.foreign.iter().find(|netns| wants(&desired, netns)) {
+        if let Some(netns) = observed.foreign.union(&observed.neighbours).find(|netns| wants(&desired, netns)) {
             return Err(Error::Foreign { netns: netns.clone() });
         }
         let plan = Plan::between(&observed, &desired);
         let book = AddressBook { next_index, ..addresses.book().clone() };
         Ok(Planned { addresses, book, observed, desired, plan, checked })
+    }
+
+    /// What another network has set already is not as it was before us: its record of that becomes ours too, so that
+    /// whichever goes last sets it back. Says whether there was something.
+    fn adopt_sysctls(&self, desired: &Desired, store: &Store) -> Result<bool, Error> {
+        let mut before = store.sysctls()?;
+        let others = store.sysctls_of_others()?;
+        let shared = desired.sysctls.iter().filter_map(|(path, _)| Some((path, others.get(path)?)));
+        let missing: Vec<_> = shared.filter(|(path, _)| !before.contains_key(*path)).collect();
+        let some = !missing.is_empty();
+        before.extend(missing.into_iter().map(|(path, value)| (path.clone(), value.clone())));
+        if some {
+            store.record_sysctls(&before)?;
+        }
+        Ok(some)
     }
 
     fn carry_out(&self, planned: &Planned, store: &Store, report: &mut Report, last: bool) -> Result<(), Error> {
@@ -532,7 +550,10 @@ impl Kernel for Recording<'_> {
                 self.linux.apply(step)
             }
             Step::RestoreSysctl { path, .. } => {
-                self.linux.apply(step)?;
+                // Another network needs it still, and will set it back to the same.
+                if !self.store.sysctls_of_others().map_err(recorded)?.contains_key(path) {
+                    self.linux.apply(step)?;
+                }
                 self.record(|before| {
                     before.remove(path);
                 })

@@ -153,6 +153,22 @@ impl Store {
         self.read(SYSCTLS)
     }
 
+    /// The same as the other networks of this machine have recorded it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::addresses`].
+    pub fn sysctls_of_others(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let Some(all) = self.directory.parent() else { return Ok(BTreeMap::new()) };
+        let mut sysctls = BTreeMap::new();
+        for other in Self::networks(all)?.iter().map(|network| Self::new(all, network)) {
+            if other.directory != self.directory {
+                sysctls.extend(other.sysctls()?);
+            }
+        }
+        Ok(sysctls)
+    }
+
     /// Records what the host's sysctls were.
     ///
     /// # Errors

@@ -19,6 +19,9 @@ use crate::topology::{Place, fabric_netns, leg_link, places, uses_uplink};
 /// fragment through, and streams run 1.4 times as fast).
 pub const INNER_MTU: u32 = 65535;
 
+/// The group of every link of ours outside of the services: the wires' ends in the fabric and what stands on the host.
+pub const GROUP: u32 = 0x6e73;
+
 /// The lowest index of a wire; below are the links that the kernel makes itself.
 pub const FIRST_INDEX: u32 = 16;
 

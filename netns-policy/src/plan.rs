@@ -231,13 +231,14 @@ impl Steps<'_> {
         parts.filter(|(_, delta)| !delta.is_empty()).collect()
     }
 
-    /// Takes rights away: in the panel, where it is immediate, then in the locks, where connections are cut.
+    /// Takes rights away: in the panel, where it is immediate, then in the locks, where connections are cut. What takes
+    /// the place of a right that goes comes in the same transaction, so that what stays allowed is never interrupted.
     fn narrow(&mut self) {
         if let Some(fabric) = &self.observed.fabric {
-            let delta = Delta::between(&fabric.rules, &self.desired.fabric).narrowing();
+            let delta = Delta::between(&fabric.rules, &self.desired.fabric).exchange(constant);
             self.rules(Site::Fabric, delta, fabric.generation, Cuts::default());
         }
-        for (place, delta) in self.parts(Delta::narrowing) {
+        for (place, delta) in self.parts(|delta| delta.exchange(constant)) {
             let cuts = Cuts::of(&place, &delta, self.lock_at(&place), self.lock_of(&place));
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), cuts);
         }
@@ -395,12 +396,12 @@ impl Steps<'_> {
 
     /// Gives rights: in the locks, then in the panel, which opens the way.
     fn allow(&mut self) {
-        for (place, delta) in self.parts(|delta| delta.elements_added(constant)) {
+        for (place, delta) in self.parts(|delta| delta.elements_new(constant)) {
             let generation = self.generation(&place);
             self.rules(Site::Place(place), delta, generation, Cuts::default());
         }
         let old = self.observed.fabric.as_ref().map(|ns| ns.rules.clone()).unwrap_or_default();
-        let delta = Delta::between(&old, &self.desired.fabric).elements_added(constant);
+        let delta = Delta::between(&old, &self.desired.fabric).elements_new(constant);
         self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);

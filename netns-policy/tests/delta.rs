@@ -246,6 +246,18 @@ proptest! {
         prop_assert_eq!(now, new);
     }
 
+    /// So do the exchange, the skeleton and what is new.
+    #[test]
+    fn exchange_and_what_is_new_come_to_the_same_end((old, new) in two_rulesets()) {
+        let delta = Delta::between(&old, &new);
+        let constant = |_: &TableId, set: &str| set == "s1";
+        let mut all = old;
+        for part in [delta.exchange(constant), delta.skeleton(constant), delta.elements_new(constant)] {
+            all = apply(all, &part).map_err(TestCaseError::fail)?;
+        }
+        prop_assert_eq!(all, new);
+    }
+
     /// The narrowing part takes elements away and does nothing else.
     #[test]
     fn narrowing_never_adds((old, new) in two_rulesets()) {

@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use netns_policy::desired::GROUP;
 use netns_policy::name::NetworkName;
 use netns_policy::observed::Observed;
 use netns_policy::plan::Step;
@@ -85,9 +86,6 @@ pub enum KernelError {
 
 /// `RTPROT_*` of our routes and rules: a number that rtnetlink(7) leaves to administrators and iproute2 names nobody.
 pub const PROTOCOL: u8 = 110;
-
-/// The group of the wires' ends in the fabric.
-pub const GROUP: u32 = 0x6e73;
 
 /// The Ethernet address of both ends of every wire: `fwd` rewrites none, and nobody asks who has which.
 pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];

@@ -39,6 +39,9 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
             Some(seen) if is_ours(linux, &seen) || observed.fabric_knows(&linux.network, place) => {
                 observed.namespaces.insert(name, seen.namespace);
             }
+            Some(Seen { alias: Some(alias), .. }) if alias.starts_with("nsctl:") => {
+                observed.neighbours.insert(name);
+            }
             _ => drop(observed.foreign.insert(name)),
         }
     }

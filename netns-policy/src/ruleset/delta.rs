@@ -7,11 +7,11 @@
 //! - Between equal rulesets it is empty.
 //! - What need not change is not touched: an element more is one operation, and a chain keeps its hook.
 //! - [`Delta::narrowing`], [`Delta::skeleton`] and [`Delta::elements_added`], applied one after the other, come to the
-//!   same end as the whole.
+//!   same end as the whole; so do [`Delta::exchange`], [`Delta::skeleton`] and [`Delta::elements_new`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Chain, Expr, Family, Hook, Key, Rule, Ruleset, Set, Table, Verdict};
+use super::{Chain, Expr, Family, Field, Hook, Key, Rule, Ruleset, Set, Table, Verdict};
 
 /// A table, as the kernel finds it.
 pub type TableId = (Family, String);
@@ -160,6 +160,59 @@ impl Delta {
     pub fn elements_added(&self, constant: impl Fn(&TableId, &str) -> bool) -> Self {
         self.filtered(|op| matches!(op, Op::AddElements(e) if !e.inverted && !constant(&e.table, &e.set)))
     }
+
+    /// [`Delta::narrowing`], and with it the elements that come in the place of one that goes: a port that was allowed
+    /// by itself and is now part of a range is allowed at every moment.
+    pub fn exchange(&self, constant: impl Fn(&TableId, &str) -> bool) -> Self {
+        let mut exchange = self.narrowing();
+        let added = self.elements_added(constant);
+        exchange.ops.extend(added.parted(|elements, key| self.succeeds(elements, key)));
+        exchange
+    }
+
+    /// [`Delta::elements_added`], except those that [`Delta::exchange`] has.
+    pub fn elements_new(&self, constant: impl Fn(&TableId, &str) -> bool) -> Self {
+        let added = self.elements_added(constant);
+        Self { ops: added.parted(|elements, key| !self.succeeds(elements, key)).collect() }
+    }
+
+    /// The additions with only those elements for which `keep` holds.
+    fn parted(&self, keep: impl Fn(&Elements, &Key) -> bool) -> impl Iterator<Item = Op> {
+        self.ops.iter().filter_map(move |op| {
+            let Op::AddElements(added) = op else { return None };
+            let mut part = added.clone();
+            part.of.elements.retain(|key, _| keep(added, key));
+            (!part.of.elements.is_empty()).then_some(Op::AddElements(part))
+        })
+    }
+
+    /// Whether an element that comes says the same as one that goes, at least in part, in a set that is there already.
+    fn succeeds(&self, added: &Elements, key: &Key) -> bool {
+        let says_the_same = |gone: &Elements| {
+            // Between sets of single values there is nothing to exchange, and there may be thousands of them.
+            let ranges = gone.of.interval || added.of.interval;
+            let alike = ranges && gone.table == added.table && gone.of.key == added.of.key;
+            let answer = &added.of.elements[key];
+            alike && gone.of.elements.iter().any(|(old, was)| was == answer && overlap(&added.of.key, old, key))
+        };
+        let made_now =
+            |op: &Op| matches!(op, Op::AddSet { table, set, .. } if *table == added.table && *set == added.set);
+        let gone = |op: &Op| matches!(op, Op::DeleteElements(gone) if !gone.inverted && says_the_same(gone));
+        self.ops.iter().any(gone) && !self.ops.iter().any(made_now)
+    }
+}
+
+/// Whether two keys of these fields have a value in common.
+fn overlap(fields: &[Field], a: &Key, b: &Key) -> bool {
+    let mut at = 0;
+    fields.iter().all(|field| {
+        let range = at..at + field.width();
+        at += field.padded_len();
+        let reaches = |low: &Key, high: &Key| {
+            low.from.get(range.clone()) <= high.to.as_ref().unwrap_or(&high.from).get(range.clone())
+        };
+        reaches(a, b) && reaches(b, a)
+    })
 }
 
 /// Operations by kind, so that those of all tables can be put in one order.

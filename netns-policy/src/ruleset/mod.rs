@@ -265,6 +265,8 @@ pub enum Expr {
 pub enum MetaKey {
     /// Index of the incoming interface, host-order u32.
     Iif,
+    /// Group of the incoming interface, host-order u32.
+    Iifgroup,
     /// Name of the incoming interface, 16 bytes, NUL padded.
     Iifname,
     /// Transport protocol, u8; for IPv6 the one after the extension headers.
@@ -273,6 +275,8 @@ pub enum MetaKey {
     Nfproto,
     /// Index of the outgoing interface, host-order u32.
     Oif,
+    /// Group of the outgoing interface, host-order u32.
+    Oifgroup,
     /// Name of the outgoing interface, 16 bytes, NUL padded.
     Oifname,
     /// EtherType, network-order u16.

@@ -377,7 +377,7 @@ fn read_nat(a: Attributes<'_>) -> Option<Expr> {
     (no_range && plain).then_some(Expr::Dnat { ipv6, addr, port })
 }
 
-const META: [(MetaKey, u32); 7] = [
+const META: [(MetaKey, u32); 9] = [
     (MetaKey::Protocol, 1),
     (MetaKey::Iif, 4),
     (MetaKey::Oif, 5),
@@ -385,6 +385,8 @@ const META: [(MetaKey, u32); 7] = [
     (MetaKey::Oifname, 7),
     (MetaKey::Nfproto, 15),
     (MetaKey::L4proto, 16),
+    (MetaKey::Iifgroup, 21),
+    (MetaKey::Oifgroup, 22),
 ];
 const CT: [(CtKey, u32); 3] = [(CtKey::State, 0), (CtKey::Direction, 1), (CtKey::Status, 2)];
 const BASE: [(Base, u32); 3] = [(Base::Link, 0), (Base::Network, 1), (Base::Transport, 2)];

@@ -87,7 +87,8 @@ fn forward(source: &Source, wire: &str, leg: &str) -> Vec<Rule> {
     rules
 }
 
-/// Forwarding was switched on for the leg alone: where it was off before, everybody else still finds it off.
+/// Forwarding was switched on for the leg alone: where it was off before, everybody else still finds it off. Another
+/// network of ours has a leg too, and judges it in a table of its own.
 fn guard(source: &Source) -> Vec<Rule> {
     if !source.indexes.contains_key(&Place::Uplink) {
         return vec![];
@@ -96,10 +97,10 @@ fn guard(source: &Source) -> Vec<Rule> {
     let mut rules = Vec::new();
     if off("net/ipv4/ip_forward") {
         let ours = source.host.uplinks4.iter().filter(|link| off(&format!("net/ipv4/conf/{link}/forwarding")));
-        rules.extend(ours.map(|link| rule().nfproto(Version::V4).iifname(link).counter().drop()));
+        rules.extend(ours.map(|link| rule().nfproto(Version::V4).iifname(link).oif_is_not_ours().counter().drop()));
     }
     if off("net/ipv6/conf/all/forwarding") && !source.host.uplinks6.is_empty() {
-        rules.push(rule().nfproto(Version::V6).counter().drop());
+        rules.push(rule().nfproto(Version::V6).iif_is_not_ours().oif_is_not_ours().counter().drop());
     }
     rules
 }

@@ -227,6 +227,21 @@ impl Words {
         self.meta_is(MetaKey::Oifname, link_bytes(name))
     }
 
+    /// `iifgroup != G`: what does not come from a link of ours, of whichever network.
+    pub(super) fn iif_is_not_ours(self) -> Self {
+        self.not_of_group(MetaKey::Iifgroup)
+    }
+
+    /// `oifgroup != G`.
+    pub(super) fn oif_is_not_ours(self) -> Self {
+        self.not_of_group(MetaKey::Oifgroup)
+    }
+
+    fn not_of_group(self, key: MetaKey) -> Self {
+        let data = crate::desired::GROUP.to_ne_bytes().to_vec();
+        self.with([Expr::Meta { key, dreg: Reg(0) }, Expr::Cmp { equal: false, sreg: Reg(0), data }])
+    }
+
     /// `oifname != "x"`.
     pub(super) fn oifname_is_not(self, name: &str) -> Self {
         let load = Expr::Meta { key: MetaKey::Oifname, dreg: Reg(0) };

@@ -181,6 +181,8 @@ impl<'a, 'p> Machine<'a, 'p> {
         match key {
             MetaKey::Iif => self.store_number(dreg, self.env.iif),
             MetaKey::Oif => self.store_number(dreg, self.env.oif),
+            MetaKey::Iifgroup => self.store_number(dreg, group(self.env.iifname)),
+            MetaKey::Oifgroup => self.store_number(dreg, group(self.env.oifname)),
             MetaKey::Iifname => self.registers.store(dreg, &link_name(self.env.iifname)),
             MetaKey::Oifname => self.registers.store(dreg, &link_name(self.env.oifname)),
             MetaKey::L4proto => self.registers.store(dreg, &[self.view.transport?.protocol]),
@@ -285,6 +287,11 @@ fn translated<'a>(outcome: &mut Outcome<'_>, nat: Option<Nat>) -> Step<'a> {
 }
 
 /// A link name as `meta iifname` loads it: 16 bytes, the last a NUL.
+/// On the host, where groups are asked for, links of ours are those with a `+` in their name.
+fn group(link: &str) -> u32 {
+    if link.contains('+') { crate::desired::GROUP } else { 0 }
+}
+
 fn link_name(name: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes.iter_mut().zip(name.bytes().take(15)).for_each(|(to, from)| *to = from);

@@ -6,6 +6,7 @@ use crate::ruleset::{Field, MetaKey, Verdict};
 /// How the values of a property are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
+    Group,
     Link,
     LinkName,
     Protocol,
@@ -27,6 +28,7 @@ pub(super) enum Kind {
 pub(super) fn constant(kind: Kind, data: &[u8], links: &Links) -> String {
     let host = data.first_chunk().map_or_else(|| u32::from(*data.first().unwrap_or(&0)), |c| u32::from_ne_bytes(*c));
     match kind {
+        Kind::Group => host.to_string(),
         Kind::Link => value::link(host, links),
         Kind::LinkName => value::link_name(data),
         Kind::Protocol => value::field(Field::InetProto, data, links),
@@ -47,10 +49,12 @@ pub(super) fn constant(kind: Kind, data: &[u8], links: &Links) -> String {
 pub(super) fn meta_name(key: MetaKey) -> (&'static str, Kind) {
     match key {
         MetaKey::Iif => ("iif", Kind::Link),
+        MetaKey::Iifgroup => ("iifgroup", Kind::Group),
         MetaKey::Iifname => ("iifname", Kind::LinkName),
         MetaKey::L4proto => ("meta l4proto", Kind::Protocol),
         MetaKey::Nfproto => ("meta nfproto", Kind::Nfproto),
         MetaKey::Oif => ("oif", Kind::Link),
+        MetaKey::Oifgroup => ("oifgroup", Kind::Group),
         MetaKey::Oifname => ("oifname", Kind::LinkName),
         MetaKey::Protocol => ("meta protocol", Kind::EtherType),
     }
