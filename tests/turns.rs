@@ -193,7 +193,11 @@ fn two_policies() -> impl Strategy<Value = (Policy, Policy, bool)> {
 }
 
 /// A machine with the first policy in force, and the second, ready to come.
-fn before(a: &Policy, b: &Policy, old_kernel: bool) -> Result<(Machine, AddressBook, Generation, Generation), TestCaseError> {
+fn before(
+    a: &Policy,
+    b: &Policy,
+    old_kernel: bool,
+) -> Result<(Machine, AddressBook, Generation, Generation), TestCaseError> {
     let (mut machine, mut book) = (Machine::bare(drawn::host(), old_kernel), AddressBook::default());
     let old = Generation::new(a, &book);
     old.finish(&mut machine, &mut book)?;

@@ -124,9 +124,9 @@ fn public(right: Right, name: &str, lock: &Ruleset) -> Right {
     };
     let sets = lock.tables.values().flat_map(|table| &table.sets);
     let excluded = sets.filter(|(set, _)| matches!(set.trim_end_matches(['4', '6']), "not_direct" | "private"));
-    let ranges = excluded.flat_map(|(_, set)| set.elements.keys()).filter_map(|key| {
-        address(&key.from).zip(address(key.to.as_ref().unwrap_or(&key.from)))
-    });
+    let ranges = excluded
+        .flat_map(|(_, set)| set.elements.keys())
+        .filter_map(|key| address(&key.from).zip(address(key.to.as_ref().unwrap_or(&key.from))));
     Right { to: Some((lo, hi)), except: ranges.collect(), ..right }
 }
 

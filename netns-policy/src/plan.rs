@@ -361,7 +361,8 @@ impl Steps<'_> {
         }
         for (path, value) in &desired.sysctls {
             // A new link starts with the settings of every new link, whatever its predecessor had.
-            let of_new = new_leg.as_ref().is_some_and(|(_, leg)| path.split('/').any(|part| part == leg.host_link.as_str()));
+            let of_new =
+                new_leg.as_ref().is_some_and(|(_, leg)| path.split('/').any(|part| part == leg.host_link.as_str()));
             if of_new || observed.host.sysctls.get(path) != Some(value) {
                 self.steps.push(Step::SetSysctl { path: path.clone(), value: value.clone() });
             }

@@ -122,11 +122,11 @@ impl History {
     fn happen(&mut self, event: &Event) {
         let count = self.services.len();
         match event {
-            Event::Add(number) if self.services.iter().all(|(known, s)| *known != name(*number) && s.was != Some(name(*number))) => {
+            Event::Add(number) if self.is_free(*number) => {
                 self.services.push((name(*number), Service::default()));
             }
             Event::Remove(one) if count > 1 => drop(self.services.remove(one.index(count))),
-            Event::Rename(one, number) if self.services.iter().all(|(known, _)| *known != name(*number)) => {
+            Event::Rename(one, number) if self.is_free(*number) => {
                 let (old, service) = &mut self.services[one.index(count)];
                 service.was = Some(std::mem::replace(old, name(*number)));
             }
@@ -143,6 +143,11 @@ impl History {
             Event::Wait(seconds) => self.now += seconds,
             Event::Add(_) | Event::Remove(_) | Event::Rename(..) => {}
         }
+    }
+
+    /// Whether no service has the name, or says that it had it.
+    fn is_free(&self, number: u8) -> bool {
+        self.services.iter().all(|(known, service)| *known != name(number) && service.was != Some(name(number)))
     }
 
     /// Whose addresses the service inherits.
@@ -162,7 +167,11 @@ impl History {
                 let given_up = self.given_up.get(&address);
                 let held = given_up.filter(|(since, _)| self.now - since < KEEP_SECONDS);
                 let back = |by: &str| by == name || service.was.as_deref() == Some(by);
-                prop_assert!(held.is_none_or(|(_, by)| back(by) || service.address4.is_some()), "{} is still held", address);
+                prop_assert!(
+                    held.is_none_or(|(_, by)| back(by) || service.address4.is_some()),
+                    "{} is still held",
+                    address
+                );
             }
             match (self.before(name, service), service.address4) {
                 (_, Some(fixed)) => prop_assert_eq!(own.v4, fixed),

@@ -6,8 +6,8 @@ use std::time::Instant;
 use drawn::Made;
 use netns_policy::ruleset::decide::Decision;
 use netns_policy::ruleset::decide::walk::{Connections, Sender, World};
-use netns_policy::ruleset::expect::{Ip, Kind, PacketClass, classes, expected, outside};
 use netns_policy::ruleset::delta::{Delta, Op};
+use netns_policy::ruleset::expect::{Ip, Kind, PacketClass, classes, expected, outside};
 use netns_policy::ruleset::{Expr, Family, Key, Reg, Rule, Ruleset, Set, Table, Verdict};
 use proptest::prelude::*;
 
@@ -24,8 +24,8 @@ fn inside(made: &Made, world: &World, start: usize, step: usize) -> Option<Packe
 /// The same for what is outside.
 fn outside(made: &Made, world: &World, start: usize, step: usize) -> Option<outside::OutsideClass> {
     let premises = made.premises();
-    let found = outside::classes(&premises).skip(start).step_by(step).find(|class| !class.holds(&premises, world));
-    found
+    let mut some = outside::classes(&premises).skip(start).step_by(step);
+    some.find(|class| !class.holds(&premises, world))
 }
 
 /// A panel that hands everything to one wire.
@@ -125,8 +125,11 @@ fn overlap(set: &Set, a: &Key, b: &Key) -> bool {
 
 fn well_formed(set: &Set) -> bool {
     let len: usize = set.key.iter().map(|field| field.padded_len()).sum();
-    let sized = |key: &Key| key.from.len() == len && key.to.as_ref().is_none_or(|to| to.len() == len && key.from <= *to);
-    set.elements.iter().all(|(key, answer)| sized(key) && key.to.is_some() == set.interval && answer.is_some() == set.data.is_some())
+    let sized =
+        |key: &Key| key.from.len() == len && key.to.as_ref().is_none_or(|to| to.len() == len && key.from <= *to);
+    set.elements
+        .iter()
+        .all(|(key, answer)| sized(key) && key.to.is_some() == set.interval && answer.is_some() == set.data.is_some())
 }
 
 /// How many elements come or go, and how many other operations there are.
@@ -253,7 +256,8 @@ fn elements<'a>(table: &'a mut Table, set: &str) -> &'a mut std::collections::BT
 
 fn open(table: &mut Table, chain: &str) {
     table.chains.get_mut(chain).unwrap().hook.as_mut().unwrap().policy_accept = true;
-    rules(table, chain).retain(|rule| !rule.0.iter().any(|e| matches!(e, Expr::Reject(_) | Expr::Verdict(Verdict::Drop))));
+    rules(table, chain)
+        .retain(|rule| !rule.0.iter().any(|e| matches!(e, Expr::Reject(_) | Expr::Verdict(Verdict::Drop))));
 }
 
 fn accept() -> Rule {
@@ -308,7 +312,8 @@ const MUTANTS: [Mutant; 30] = [
     }),
     ("fragments are asked for ports", |w| {
         for chain in ["ip4", "ip6"] {
-            let goes = |rule: &Rule| matches!(rule.0.last(), Some(Expr::Verdict(Verdict::Goto(to))) if to.starts_with("frag"));
+            let goes =
+                |rule: &Rule| matches!(rule.0.last(), Some(Expr::Verdict(Verdict::Goto(to))) if to.starts_with("frag"));
             rules(panel(w), chain).retain(|rule| !goes(rule));
         }
     }),
@@ -378,7 +383,12 @@ fn every_planted_mistake_is_found() {
     let began = Instant::now();
     assert_eq!((inside(&made, &made.world, 0, 5), outside(&made, &made.world, 0, 7)), (None, None));
     assert_eq!(alone(&made, &made.world), None);
-    println!("{} and {} classes in {:?}", classes(&made.graph).count(), outside::classes(&made.premises()).count(), began.elapsed());
+    println!(
+        "{} and {} classes in {:?}",
+        classes(&made.graph).count(),
+        outside::classes(&made.premises()).count(),
+        began.elapsed()
+    );
     let mut missed = Vec::new();
     for (name, mistake) in MUTANTS {
         let mut world = made.world.clone();

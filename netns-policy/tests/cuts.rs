@@ -50,7 +50,9 @@ impl Generation {
         let ends = [Some(&from), self.owner(opening.to).as_ref()].map(|end| end.cloned());
         match ends {
             [Some(from), Some(to)] if [&from, &to].contains(&place) => self.edge(&from, &to, opening),
-            [Some(Place::Service(name)), None] if *place == Place::Uplink || *place == from => self.leaves(&name, opening),
+            [Some(Place::Service(name)), None] if *place == Place::Uplink || *place == from => {
+                self.leaves(&name, opening)
+            }
             _ => false,
         }
     }
@@ -84,7 +86,10 @@ const PORTS: [u16; 14] = [22, 53, 80, 81, 123, 150, 443, 514, 1000, 1150, 1300, 
 fn openings(old: &Generation, new: &Generation, place: &Place) -> Vec<Opening> {
     let inside = |generation: &Generation| {
         let places = generation.desired.wires.keys().filter(|place| **place != Place::Uplink);
-        places.filter_map(|place| generation.addresses.of(place)).flat_map(|own| own.iter().collect::<Vec<_>>()).collect::<Vec<_>>()
+        places
+            .filter_map(|place| generation.addresses.of(place))
+            .flat_map(|own| own.iter().collect::<Vec<_>>())
+            .collect::<Vec<_>>()
     };
     let mut all = [inside(old), inside(new)].concat();
     all.sort();

@@ -233,7 +233,8 @@ impl Machine {
 
     fn delete_netns(&mut self, netns: &str) {
         if netns == "node+fabric" {
-            let wires: Vec<Link> = self.observed.fabric.iter().flat_map(|fabric| fabric.links.values().cloned()).collect();
+            let wires: Vec<Link> =
+                self.observed.fabric.iter().flat_map(|fabric| fabric.links.values().cloned()).collect();
             wires.iter().for_each(|outer| self.delete_outer(outer));
             self.observed.fabric = None;
             return;

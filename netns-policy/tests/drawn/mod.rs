@@ -82,7 +82,8 @@ pub fn policy(most: usize) -> impl Strategy<Value = Policy> {
     let numbers: Vec<usize> = (0..NAMES.len()).collect();
     let services = prop::sample::subsequence(numbers, 2..=most)
         .prop_flat_map(|numbers| numbers.into_iter().map(|n| (Just(n), service())).collect::<Vec<_>>());
-    let host = (prop::collection::vec((0..NAMES.len(), 0..PORTS.len()), 0..2), prop::collection::vec(0..NAMES.len(), 0..2));
+    let host =
+        (prop::collection::vec((0..NAMES.len(), 0..PORTS.len()), 0..2), prop::collection::vec(0..NAMES.len(), 0..2));
     let flags = (prop::bool::weighted(0.7), prop::bool::weighted(0.2), any::<bool>(), any::<bool>());
     (services, host, flags).prop_map(|(services, (may_connect, accepts), (ipv6, drop, log, resolvers))| Policy {
         services,
@@ -175,7 +176,8 @@ impl Policy {
     fn host(&self, text: &mut String) {
         text.push_str("\n[host]\n");
         self.connects("may_connect", &self.may_connect, text);
-        let mut from: Vec<&str> = self.accepts.iter().filter(|from| self.has(**from)).map(|from| NAMES[*from]).collect();
+        let mut from: Vec<&str> =
+            self.accepts.iter().filter(|from| self.has(**from)).map(|from| NAMES[*from]).collect();
         from.sort_unstable();
         from.dedup();
         if !from.is_empty() {
@@ -200,11 +202,17 @@ pub fn host() -> HostNetwork {
         uplinks6: ["eth0".to_owned()].into(),
         mtu: 1500,
         addresses: addresses(&["192.168.1.10", "203.0.113.5", "198.18.7.7", "2001:db8:1::5", "fd99::10"]),
-        on_link: ["192.168.1.0/24", "203.0.113.0/29", "2001:db8:1::/64", "fd99::/64"].map(|p| p.parse().unwrap()).into(),
-        resolvers: vec!["192.168.1.1".parse().unwrap(), "fd99::1".parse().unwrap()],
-        sysctls: [("net/ipv4/ip_forward", "0"), ("net/ipv4/conf/eth0/forwarding", "0"), ("net/ipv6/conf/all/forwarding", "0")]
-            .map(|(path, value)| (path.to_owned(), value.to_owned()))
+        on_link: ["192.168.1.0/24", "203.0.113.0/29", "2001:db8:1::/64", "fd99::/64"]
+            .map(|p| p.parse().unwrap())
             .into(),
+        resolvers: vec!["192.168.1.1".parse().unwrap(), "fd99::1".parse().unwrap()],
+        sysctls: [
+            ("net/ipv4/ip_forward", "0"),
+            ("net/ipv4/conf/eth0/forwarding", "0"),
+            ("net/ipv6/conf/all/forwarding", "0"),
+        ]
+        .map(|(path, value)| (path.to_owned(), value.to_owned()))
+        .into(),
         before: Default::default(),
     }
 }

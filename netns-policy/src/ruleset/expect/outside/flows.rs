@@ -141,8 +141,12 @@ impl OutsideClass {
     fn flow(&self, route: &Route, protocol: Protocol) -> Connections {
         let mut connections = Connections::new();
         let answered = matches!(self.kind, Kind::Data(_) | Kind::Error { .. });
-        let holders =
-            [(self.service.as_str(), route.called), ("uplink", route.resolved), ("uplink", route.called), ("host", route.masqueraded)];
+        let holders = [
+            (self.service.as_str(), route.called),
+            ("uplink", route.resolved),
+            ("uplink", route.called),
+            ("host", route.masqueraded),
+        ];
         for (place, ends) in holders {
             let tracked = connections.entry(place.to_owned()).or_default();
             tracked.record(&datagram(ends, protocol, self.own_port, self.port, flag::SYN));

@@ -60,13 +60,8 @@ pub fn classes<'a>(premises: &'a Premises<'a>) -> impl Iterator<Item = OutsideCl
     premises.graph.services().flat_map(move |service| {
         let ports = ports(premises, service);
         let each = destinations.clone().into_iter().flat_map(move |remote| {
-            let class = move |kind, port| OutsideClass {
-                service: service.name.clone(),
-                remote,
-                port,
-                own_port: 40_000,
-                kind,
-            };
+            let class =
+                move |kind, port| OutsideClass { service: service.name.clone(), remote, port, own_port: 40_000, kind };
             let mut all: Vec<OutsideClass> = once(premises, service).into_iter().map(|kind| class(kind, 443)).collect();
             for port in &ports {
                 all.extend(at_port(premises, service, remote).into_iter().map(|kind| class(kind, *port)));
@@ -81,9 +76,9 @@ fn ports(premises: &Premises<'_>, service: &Service) -> BTreeSet<u16> {
     let outbound = &service.outbound;
     let own = outbound.lan_only.iter().map(|(_, ports)| *ports).chain(outbound.direct_only.iter().copied());
     let received = premises.graph.edges().iter().filter(|edge| edge.to.to_string() == service.name.as_str());
-    let around = own.chain(received.map(|edge| edge.ports).take(2)).flat_map(|ports| {
-        [ports.lo().saturating_sub(1), ports.lo(), ports.hi(), ports.hi().saturating_add(1)]
-    });
+    let around = own
+        .chain(received.map(|edge| edge.ports).take(2))
+        .flat_map(|ports| [ports.lo().saturating_sub(1), ports.lo(), ports.hi(), ports.hi().saturating_add(1)]);
     around.chain([53, 443]).filter(|port| *port != 0).collect()
 }
 
