@@ -24,7 +24,8 @@ fn inside(made: &Made, world: &World, start: usize, step: usize) -> Option<Packe
 /// The same for what is outside.
 fn outside(made: &Made, world: &World, start: usize, step: usize) -> Option<outside::OutsideClass> {
     let premises = made.premises();
-    outside::classes(&premises).skip(start).step_by(step).find(|class| !class.holds(&premises, world))
+    let mut some = outside::classes(&premises).skip(start).step_by(step);
+    some.find(|class| !class.holds(&premises, world))
 }
 
 /// A panel that hands everything to one wire.

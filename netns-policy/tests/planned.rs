@@ -1,0 +1,148 @@
+//! What is planned, as the operator and nft(8) would read it.
+
+use std::fmt::Write as _;
+
+use drawn::Made;
+use netns_policy::address::AddressPlan;
+use netns_policy::desired::Desired;
+use netns_policy::observed::{Link, Namespace, Observed};
+use netns_policy::plan::Plan;
+use netns_policy::ruleset::compile::{Capabilities, LEG};
+use netns_policy::topology::Place;
+
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod drawn;
+
+const BITCOIN_NODE: &str = include_str!("../../examples/policies/bitcoin-node.toml");
+
+/// Steps, and what they mean.
+fn shown(plan: &Plan) -> String {
+    let mut text = String::new();
+    for change in &plan.changes {
+        writeln!(text, "{change:?}").unwrap();
+    }
+    text.push('\n');
+    for step in &plan.steps {
+        writeln!(text, "{step}").unwrap();
+    }
+    text
+}
+
+fn golden(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("golden");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+/// What the kernel says once everything that is desired exists.
+fn in_force(made: &Made) -> Observed {
+    let desired = &made.desired;
+    let mut observed = Observed { host: made.host.clone(), ..Observed::default() };
+    let mut fabric = Namespace { rules: desired.fabric.clone(), generation: 7, ..Namespace::default() };
+    for (place, wire) in &desired.wires {
+        let made = Link { noarp: true, up: true, mtu: netns_policy::desired::INNER_MTU, ..Link::default() };
+        let alias = Some(wire.alias.clone());
+        let end = Link { index: wire.index, peer: Some(wire.index), alias, ..made };
+        fabric.links.insert(wire.outer.to_string(), end.clone());
+        let inner = Link { addresses: wire.addresses.iter().collect(), routes: wire.routes.clone(), ..end };
+        match &wire.netns {
+            Some(netns) => {
+                let namespace = observed.namespaces.entry(netns.clone()).or_default();
+                namespace.links.insert(wire.inner.to_string(), inner);
+                namespace.rules = desired.locks[place].clone();
+            }
+            None => drop(observed.host_links.insert(wire.inner.to_string(), inner)),
+        }
+    }
+    observed.fabric = Some(fabric);
+    observed.host_rules = desired.locks[&Place::Host].clone();
+    observed.host_route = desired.host_route.clone();
+    observed.files = desired.files.clone();
+    // What was there before is on record.
+    let before = desired.sysctls.iter().map(|(path, _)| (path.clone(), "0".to_owned()));
+    observed.host.before = before.collect();
+    observed.host.sysctls.extend(desired.sysctls.iter().cloned());
+    if let (Some(leg), Some(gateway)) = (&desired.leg, observed.namespaces.get_mut("node+uplink")) {
+        let end = |index: u32, peer: u32, addresses| Link {
+            index,
+            peer: Some(peer),
+            up: true,
+            mtu: leg.mtu,
+            addresses,
+            ..Link::default()
+        };
+        gateway.links.insert(LEG.into(), end(3, 9, leg.gateway.iter().collect()));
+        observed.host_links.insert(leg.host_link.to_string(), end(9, 3, leg.host.iter().collect()));
+    }
+    observed
+}
+
+/// The plan from one text to another.
+fn plan(old: &Made, new: &str) -> Plan {
+    let graph = drawn::graph(new);
+    let addresses = AddressPlan::assign(&graph, old.addresses.book(), 0, false).unwrap();
+    let observed = in_force(old);
+    let (desired, _) = Desired::new(&graph, &addresses, &observed, Capabilities { netdev_reject: true }, 0);
+    Plan::between(&observed, &desired)
+}
+
+#[test]
+fn a_first_plan_names_everything_in_order() {
+    let made = Made::of(BITCOIN_NODE);
+    let bare = Observed { host: made.host.clone(), ..Observed::default() };
+    golden("bitcoin_node", &shown(&Plan::between(&bare, &made.desired)));
+}
+
+#[test]
+fn between_equal_states_there_is_no_step() {
+    let made = Made::of(BITCOIN_NODE);
+    let plan = plan(&made, BITCOIN_NODE);
+    assert_eq!((shown(&plan).trim(), plan.is_empty()), ("", true));
+}
+
+#[test]
+fn one_edge_is_the_panel_and_two_locks() {
+    let made = Made::of(BITCOIN_NODE);
+    let edge = "[service.mempool]\nunit  = \"mempool.service\"";
+    assert!(BITCOIN_NODE.contains(edge));
+    let more = BITCOIN_NODE.replace(edge, &format!("{edge}\nconnect.electrs = [\"electrum\"]"));
+    golden("one_edge_added", &shown(&plan(&made, &more)));
+    golden("one_edge_removed", &shown(&plan(&Made::of(&more), BITCOIN_NODE)));
+}
+
+#[test]
+fn everything_goes_in_order() {
+    let made = Made::of(BITCOIN_NODE);
+    let network = "node".parse().unwrap();
+    golden("down", &shown(&Plan::between(&in_force(&made), &Desired::nothing(&network))));
+}
+
+const SMALL: &str = r#"
+schema = 1
+[network]
+name = "node"
+pool6 = "fd6e:6f64:6500::/64"
+lan = ["192.168.1.0/24"]
+[service.alpha]
+outbound = ["direct", "lan"]
+dns = "direct"
+connect.bravo = ["web", "big"]
+[service.bravo]
+outbound = { direct = ["tcp:443"], lan = ["192.168.1.20/32 tcp:5000"] }
+ports = { web = "tcp:80", big = "tcp:1000-1200" }
+limits = { flows = 100, new_per_second = 50 }
+[host]
+may_connect.bravo = ["web"]
+"#;
+
+#[test]
+fn the_rules_of_a_small_policy_read_as_nft_lists_them() {
+    let made = Made::of(SMALL);
+    let links = made.desired.wires.values().map(|wire| (wire.index, wire.outer.to_string())).collect();
+    golden("fabric", &made.desired.fabric.display(&links));
+    for (place, lock) in &made.desired.locks {
+        golden(&format!("lock_of_{place}"), &lock.display(&links));
+    }
+}
