@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use drawn::Made;
-use netns_policy::address::AddressPlan;
-use netns_policy::desired::Desired;
+use netns_policy::address::{AddressPlan, Addresses};
+use netns_policy::desired::{Desired, Route};
 use netns_policy::observed::{Link, Namespace, Observed};
 use netns_policy::plan::Plan;
 use netns_policy::ruleset::compile::{Capabilities, LEG};
@@ -65,16 +65,17 @@ fn in_force(made: &Made) -> Observed {
     observed.host.before = before.collect();
     observed.host.sysctls.extend(desired.sysctls.iter().cloned());
     if let (Some(leg), Some(gateway)) = (&desired.leg, observed.namespaces.get_mut("node+uplink")) {
-        let end = |index: u32, peer: u32, addresses| Link {
+        let end = |index: u32, peer: u32, own: Addresses, other: Addresses| Link {
             index,
             peer: Some(peer),
             up: true,
             mtu: leg.mtu,
-            addresses,
+            addresses: own.iter().collect(),
+            routes: other.iter().map(|ip| Route { to: ip.into(), mtu: None, source: None }).collect(),
             ..Link::default()
         };
-        gateway.links.insert(LEG.into(), end(3, 9, leg.gateway.iter().collect()));
-        observed.host_links.insert(leg.host_link.to_string(), end(9, 3, leg.host.iter().collect()));
+        gateway.links.insert(LEG.into(), end(3, 9, leg.gateway, leg.host));
+        observed.host_links.insert(leg.host_link.to_string(), end(9, 3, leg.host, leg.gateway));
     }
     observed
 }
