@@ -24,6 +24,9 @@ const UNDECLARED: u16 = 65000;
 /// The link-local address that a wire's Ethernet address would give (RFC 4291, appendix A): nobody has it.
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
 
+/// The place where everything stands that is not of this machine.
+const OUTSIDE: &str = "outside";
+
 /// Cloud metadata.
 const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 
@@ -116,14 +119,13 @@ fn places(planned: &Planned, outside: &Outside, pins: &Path) -> Result<Vec<Place
     let link = Wired::Host.inner_link(&planned.desired.network).to_string();
     let addresses: Vec<IpAddr> = host_addresses(planned).into_iter().collect();
     places.push(Place { name: "host".into(), netns: host, addresses, link });
-    for name in ["wan", "lan", "metadata"] {
-        // Without a stand-in the listeners stand where nobody comes: only what is closed is probed then.
-        let netns = match &outside.netns {
-            Some(netns) => netns.try_clone(),
-            None => Netns::unpinned(),
-        };
-        places.push(Place { name: name.into(), netns: netns.map_err(own)?, addresses: vec![], link: "lo".into() });
-    }
+    // One place for all that is outside: two in the same namespace would take each other's ports for a stranger's.
+    // Without a stand-in the listeners stand where nobody comes: only what is closed is probed then.
+    let netns = match &outside.netns {
+        Some(netns) => netns.try_clone(),
+        None => Netns::unpinned(),
+    };
+    places.push(Place { name: OUTSIDE.into(), netns: netns.map_err(own)?, addresses: vec![], link: "lo".into() });
     Ok(places)
 }
 
@@ -197,26 +199,26 @@ impl Probes<'_> {
         let wan = or(&self.outside.wan, &["203.0.113.10", "2001:db8:ffff::10"]);
         let lan = if self.outside.lan.is_empty() { self.someone_on_lan() } else { self.outside.lan.clone() };
         let named = |given: &[IpAddr]| known || !given.is_empty();
-        let mut reach = |name: &str, addresses: &[IpAddr], provable: bool, open: &dyn Fn(IpAddr, Protocol) -> bool| {
+        let mut reach = |addresses: &[IpAddr], provable: bool, open: &dyn Fn(IpAddr, Protocol) -> bool| {
             for address in addresses.iter().copied().filter(|address| self.has_family(*address)) {
                 for protocol in [Protocol::Tcp, Protocol::Udp] {
                     let open = open(address, protocol);
                     if provable || !open {
-                        probes.push(raw(from.name.as_str(), name, address, protocol, OUTSIDE_PORT, open));
+                        probes.push(raw(from.name.as_str(), OUTSIDE, address, protocol, OUTSIDE_PORT, open));
                     }
                 }
             }
         };
         let out = &from.outbound;
         let direct = |protocol| out.direct || out.direct_only.iter().any(|ports| ports.covers(protocol, OUTSIDE_PORT));
-        reach("wan", &wan, named(&self.outside.wan), &|_, protocol| direct(protocol));
-        reach("lan", &lan, named(&self.outside.lan), &|address, protocol| {
+        reach(&wan, named(&self.outside.wan), &|_, protocol| direct(protocol));
+        reach(&lan, named(&self.outside.lan), &|address, protocol| {
             let network = self.graph().network().lan.iter().any(|prefix| prefix.contains(address));
             let only =
                 out.lan_only.iter().any(|(p, ports)| p.contains(address) && ports.covers(protocol, OUTSIDE_PORT));
             (out.lan && network) || only
         });
-        reach("metadata", &[METADATA], true, &|_, _| false);
+        reach(&[METADATA], true, &|_, _| false);
     }
 
     /// Nothing that stands outside reaches a service or the host's wire: no exposure is served yet.
@@ -224,7 +226,7 @@ impl Probes<'_> {
         for to in self.graph().services() {
             let Some(addresses) = self.planned.addresses.service(to.name.as_str()) else { continue };
             for (protocol, port) in ports(to) {
-                probes.extend(addresses.iter().map(|address| probe("wan", to, address, protocol, port, false)));
+                probes.extend(addresses.iter().map(|address| probe(OUTSIDE, to, address, protocol, port, false)));
             }
         }
     }
