@@ -24,6 +24,9 @@ const UNDECLARED: u16 = 65000;
 /// The link-local address that a wire's Ethernet address would give (RFC 4291, appendix A): nobody has it.
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
 
+/// The place where everything stands that is not of this machine.
+const OUTSIDE: &str = "outside";
+
 /// Cloud metadata.
 const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 
@@ -120,6 +123,7 @@ fn places(planned: &Planned, outside: &Outside, pins: &Path) -> Result<Vec<Place
     let link = Wired::Host.inner_link(&planned.desired.network).to_string();
     let addresses: Vec<IpAddr> = host_addresses(planned).into_iter().collect();
     places.push(Place { name: "host".into(), netns: host, addresses, link });
+    // One place for all that is outside: two in the same namespace would take each other's ports for a stranger's.
     // Without a stand-in the listeners stand where nobody comes: only what is closed is probed then.
     let netns = match &outside.netns {
         Some(netns) => netns.try_clone(),

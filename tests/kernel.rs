@@ -7,8 +7,9 @@ use std::fs;
 use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 
+use common::machine::Machine;
 use common::network::{Network, chain, replaced};
-use common::{in_sandbox, ip, nft_here};
+use common::{in_sandbox, ip};
 use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Site, Step};
 use netns_policy::port::Protocol::{Tcp, Udp};
@@ -361,44 +362,6 @@ fn a_second_apply_has_nothing_to_do_and_down_leaves_nothing() {
             before.assert_unchanged(name);
         }
     });
-}
-
-/// All of the machine that we could have changed, as others see it.
-#[derive(Debug, Eq, PartialEq)]
-struct Machine(Vec<(String, String)>);
-
-impl Machine {
-    fn now() -> Self {
-        let asked = ["-d link", "rule", "-6 rule", "route show table all", "-6 route show table all", "address"];
-        let mut all: Vec<_> = asked.iter().map(|asked| (format!("ip {asked}"), ip(asked))).collect();
-        all.push(("nft list ruleset".into(), nft_here("list ruleset")));
-        for directory in ["/run/netns", "/run/nsctl"] {
-            let names = fs::read_dir(directory).into_iter().flatten().map(|e| e.unwrap().file_name());
-            all.push((directory.into(), format!("{:?}", names.collect::<BTreeSet<_>>())));
-        }
-        for knobs in ["ipv4", "ipv6", "netfilter"] {
-            sysctls(&Path::new("/proc/sys/net").join(knobs), &mut all);
-        }
-        Self(all)
-    }
-
-    fn assert_unchanged(&self, when: &str) {
-        for (now, before) in Self::now().0.iter().zip(&self.0) {
-            assert_eq!(now, before, "{when}");
-        }
-    }
-}
-
-fn sysctls(directory: &Path, all: &mut Vec<(String, String)>) {
-    let mut paths: Vec<_> = fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    for path in paths {
-        if path.is_dir() {
-            sysctls(&path, all);
-        } else if !path.ends_with("nf_conntrack_count") {
-            all.push((path.display().to_string(), fs::read_to_string(&path).unwrap_or_default()));
-        }
-    }
 }
 
 #[test]

@@ -24,6 +24,7 @@
 )]
 
 pub mod listing;
+pub mod machine;
 pub mod network;
 pub mod talk;
 
