@@ -20,6 +20,9 @@ use crate::topology::Place;
 pub const LEG: &str = "up0";
 const WIRE: &str = "net0";
 
+/// `tcp flags`.
+const RST: u8 = 0x04;
+
 pub(super) fn compile(source: &Source) -> Ruleset {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::from([
         ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input())),
@@ -103,6 +106,8 @@ fn output() -> Vec<Rule> {
         let error = rule().nfproto(v).l4proto(v.icmp());
         rules.push(error.among(&[Load::IcmpType], &v.named("icmp_errors"), true).accept());
     }
+    // The reset of a refusal in `forward` passes here; conntrack calls it related to what it refuses.
+    rules.push(rule().l4proto(TCP).tcp_flags(RST, true, RST).ct_state(RELATED).accept());
     rules.push(rule().counter().drop());
     rules
 }
@@ -119,7 +124,9 @@ fn forward() -> Vec<Rule> {
         let out = || rule().iifname(WIRE).oifname(LEG).nfproto(v);
         let (here, there) = (Load::Saddr(v), Load::Daddr(v));
         rules.push(out().among(&[here, there], &v.named("resolvers"), true).dport(53).accept());
-        rules.push(out().among(&[there], &v.named("host"), true).counter().reject(Reject::IcmpxAdminProhibited));
+        let host = || out().among(&[there], &v.named("host"), true);
+        rules.push(host().l4proto(TCP).counter().reject(Reject::TcpReset));
+        rules.push(host().counter().reject(Reject::IcmpxAdminProhibited));
         rules.push(out().among(&[here, there], &v.named("lan"), true).accept());
         let tuple = [here, there, Load::L4proto, Load::Dport];
         rules.push(out().among(&tuple, &v.named("reach"), true).accept());
