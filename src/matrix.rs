@@ -24,9 +24,6 @@ const UNDECLARED: u16 = 65000;
 /// The link-local address that a wire's Ethernet address would give (RFC 4291, appendix A): nobody has it.
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
 
-/// The place where everything stands that is not of this machine.
-const OUTSIDE: &str = "outside";
-
 /// Cloud metadata.
 const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 

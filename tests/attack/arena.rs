@@ -139,8 +139,8 @@ pub struct Ears {
 }
 
 impl Ears {
-    const UDP: [u16; 4] = [53, 80, 443, 9999];
-    const TCP: [u16; 4] = [80, 81, 443, 9999];
+    pub const UDP: [u16; 4] = [53, 80, 443, 9999];
+    pub const TCP: [u16; 4] = [80, 81, 443, 9999];
 
     pub fn everywhere(arena: &Arena) -> Self {
         let places = || SERVICES.into_iter().chain(["host"]);

@@ -46,12 +46,12 @@ fn the_same_frames_all_arrive_where_nothing_filters() {
         let outcomes = shoot(&arena, &attacks, &ears);
         let lost = attacks.iter().zip(&outcomes).filter(|(attack, outcome)| !outcome.arrived.contains(attack.to));
         let lost: Vec<&str> = lost.map(|(attack, _)| attack.name.as_str()).collect();
-        let stopped = attacks.iter().zip(&outcomes).filter(|(attack, outcome)| {
-            attack.expected < Expected::Wire && outcome.heard.is_empty() && !outcome.answered
-        });
-        let denied = attacks.iter().filter(|attack| attack.expected < Expected::Wire).count();
+        // The gateway is a router and answers what it refuses.
+        let denied = attacks.iter().zip(&outcomes);
+        let denied: Vec<_> = denied.filter(|(a, _)| a.expected < Expected::Wire && a.to != "uplink").collect();
+        let stopped = denied.iter().filter(|(_, outcome)| outcome.heard.is_empty() && !outcome.answered);
         println!("{} of {} frames arrive through an open panel", attacks.len() - lost.len(), attacks.len());
-        println!("the second lock alone keeps {} of {denied} from every socket", stopped.count());
+        println!("the second lock alone keeps {} of {} from every socket", stopped.count(), denied.len());
         assert!(lost.is_empty(), "these prove nothing: {lost:#?}");
     });
 }

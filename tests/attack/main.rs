@@ -12,5 +12,9 @@ mod arena;
 mod catalogue;
 #[path = "../common/mod.rs"]
 mod common;
+mod flows;
 mod forged;
+mod outside;
 mod raw;
+mod root;
+mod scan;

@@ -1,9 +1,10 @@
 //! The table of ours on the host: the host's lock on its own wire, and the masquerade of the uplink's leg.
 //!
-//! It never judges a packet that is neither on a link of ours nor let in by a sysctl of ours: every chain accepts by
-//! default, so the host's own traffic, SSH above all, cannot be cut here.
+//! It never judges a packet that is neither on a link of ours, nor to an address of ours, nor let in by a sysctl of ours:
+//! every chain accepts by default, so the host's own traffic, SSH above all, cannot be cut here.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::grant::Grant;
 use super::lock::{Elements, called, callers, connection_sets, known};
@@ -51,12 +52,16 @@ fn lan(source: &Source, v: Version) -> Set {
 fn chains(source: &Source) -> BTreeMap<String, Chain> {
     let wire = Place::Host.inner_link(&source.graph.network().name).to_string();
     let leg = leg_link(&source.graph.network().name).to_string();
-    let input = vec![
+    let mut input = vec![
         rule().iifname(&wire).goto("from_fabric"),
         // The gateway has no business with the machine itself.
         rule().iifname(&leg).ct_state(ESTABLISHED | RELATED).accept(),
         rule().iifname(&leg).counter().drop(),
+        rule().iif_lo().accept(),
     ];
+    // A machine answers for each of its addresses on each of its links: what listens on the fabric's address for
+    // services alone would be open to containers and to neighbours who send there.
+    input.extend(own(source).map(|address| rule().nfproto(Version::of(address)).daddr(address).counter().drop()));
     let output = vec![rule().oifname(&wire).goto("to_fabric")];
     let regular = |rules| Chain { hook: None, rules };
     // Before `filter` (0), so that what is dropped here is seen by nobody else; what is accepted here is still judged
@@ -73,6 +78,13 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
         ("leaving".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
         (PASSED.into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
     ])
+}
+
+/// The host's addresses on its wire and on its leg, as far as it has them.
+fn own(source: &Source) -> impl Iterator<Item = IpAddr> {
+    let wire = source.addresses.of(&Place::Host).filter(|_| source.indexes.contains_key(&Place::Host));
+    let leg = source.indexes.contains_key(&Place::Uplink).then(|| source.addresses.leg_host());
+    [wire, leg].into_iter().flatten().flat_map(|addresses| addresses.iter().collect::<Vec<_>>())
 }
 
 fn forward(source: &Source, wire: &str, leg: &str) -> Vec<Rule> {
