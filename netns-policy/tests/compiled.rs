@@ -61,7 +61,7 @@ fn alone(made: &Made, world: &World) -> Option<(&'static str, PacketClass)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_packet_arrives_if_and_only_if_the_policy_has_the_edge(policy in drawn::policy(6), start in 0usize..97) {
@@ -269,7 +269,7 @@ type Mutant = (&'static str, fn(&mut World));
 
 const MUTANTS: [Mutant; 30] = [
     ("an edge is missing", |w| drop(elements(panel(w), "edges4").pop_first())),
-    ("a reply is missing", |w| drop(elements(panel(w), "replies6").pop_last())),
+    ("a reply is missing", |w| drop(elements(panel(w), "replies6").pop_first())),
     ("a range is missing", |w| elements(panel(w), "edge_ranges4").clear()),
     ("an element has its ends swapped", |w| {
         let (key, out) = elements(panel(w), "edges4").pop_first().unwrap();
@@ -302,7 +302,7 @@ const MUTANTS: [Mutant; 30] = [
         more(elements(lock(w, "bravo"), "in4"));
     }),
     ("replies may be pure SYNs", |w| {
-        for rule in rules(panel(w), "ip4").iter_mut().filter(|rule| asks(rule, "replies4")) {
+        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4")) {
             let flags = |e: &Expr| matches!(e, Expr::Payload { offset: 13, .. } | Expr::Bitwise { .. });
             let compared = |e: &Expr| matches!(e, Expr::Cmp { equal: false, data, .. } if *data == [2]);
             rule.0.retain(|e| !flags(e) && !compared(e));
@@ -311,21 +311,21 @@ const MUTANTS: [Mutant; 30] = [
         open(lock(w, "bravo"), "output");
     }),
     ("fragments are asked for ports", |w| {
-        for chain in ["ip4", "ip6"] {
+        for chain in ["panel4", "panel6"] {
             let goes =
                 |rule: &Rule| matches!(rule.0.last(), Some(Expr::Verdict(Verdict::Goto(to))) if to.starts_with("frag"));
             rules(panel(w), chain).retain(|rule| !goes(rule));
         }
     }),
     ("fragments may go anywhere that edges lead", |w| {
-        let forward = rules(panel(w), "ip4").iter().find(|rule| asks(rule, "edges4")).unwrap().clone();
+        let forward = rules(panel(w), "panel4").iter().find(|rule| asks(rule, "edges4")).unwrap().clone();
         rules(panel(w), "fragments4").insert(0, forward);
     }),
     ("no fragment passes", |w| rules(panel(w), "fragments4").clear()),
     ("tags pass", |w| drop(rules(panel(w), "panel").drain(..2))),
-    ("routing headers pass", |w| drop(rules(panel(w), "ip6").remove(0))),
+    ("routing headers pass", |w| drop(rules(panel(w), "panel6").remove(0))),
     ("errors do not look at the embedded header", |w| {
-        for rule in rules(panel(w), "ip4").iter_mut().filter(|rule| asks(rule, "replies4") && asks(rule, "sources4")) {
+        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4") && asks(rule, "sources4")) {
             let at = rule.0.iter().position(|e| matches!(e, Expr::Cmp { equal: false, data, .. } if data.len() == 4));
             let first = rule.0.iter().position(|e| matches!(e, Expr::Cmp { data, .. } if *data == [0x45])).unwrap();
             rule.0.drain(first + 1..=at.unwrap());
@@ -335,9 +335,9 @@ const MUTANTS: [Mutant; 30] = [
         open(lock(w, "alpha"), "input");
     }),
     ("errors may have any source", |w| {
-        unasked(panel(w), "ip4", "sources4");
+        unasked(panel(w), "panel4", "sources4");
     }),
-    ("errors are forgotten", |w| forget(panel(w), "ip4", "sources4")),
+    ("errors are forgotten", |w| forget(panel(w), "panel4", "sources4")),
     ("echo is forgotten", |w| elements(panel(w), "echo6").clear()),
     ("the input lock accepts by default", |w| open(lock(w, "bravo"), "input")),
     ("established is accepted after the refusal", |w| {
@@ -352,7 +352,7 @@ const MUTANTS: [Mutant; 30] = [
     }),
     ("new is accepted from anybody who may ask", |w| unasked(lock(w, "alpha"), "output", "out4")),
     ("direct means private addresses too", |w| {
-        unasked(panel(w), "ip4", "private4");
+        unasked(panel(w), "panel4", "private4");
         unasked(lock(w, "alpha"), "output", "private4");
         unasked(lock(w, "uplink"), "forward", "not_direct4");
         elements(host(w), "not_direct4").clear();
@@ -367,13 +367,13 @@ const MUTANTS: [Mutant; 30] = [
         });
         back.unwrap().0 = vec![Expr::Verdict(Verdict::Accept)];
     }),
-    ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "snat").clear()),
-    ("the host does not masquerade", |w| rules(host(w), "snat").clear()),
+    ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "translate").clear()),
+    ("the host does not masquerade", |w| rules(host(w), "translate").clear()),
     ("the host is reached by going out", |w| {
         elements(lock(w, "uplink"), "host4").clear();
         rules(host(w), "input").clear();
     }),
-    ("the resolver is not found", |w| rules(lock(w, "uplink"), "dnat").clear()),
+    ("the resolver is not found", |w| rules(lock(w, "uplink"), "resolve").clear()),
     ("errors of routers do not come back", |w| elements(panel(w), "errors_back4").clear()),
 ];
 
@@ -381,7 +381,7 @@ const MUTANTS: [Mutant; 30] = [
 fn every_planted_mistake_is_found() {
     let made = Made::of(SMALL);
     let began = Instant::now();
-    assert_eq!((inside(&made, &made.world, 0, 5), outside(&made, &made.world, 0, 7)), (None, None));
+    assert_eq!((inside(&made, &made.world, 0, 7), outside(&made, &made.world, 0, 11)), (None, None));
     assert_eq!(alone(&made, &made.world), None);
     println!(
         "{} and {} classes in {:?}",
@@ -396,7 +396,7 @@ fn every_planted_mistake_is_found() {
         assert_ne!(world, made.world, "{name}: changed nothing");
         // Most are found in a few of the classes; only what is not is looked for in all.
         let found = |step| inside(&made, &world, 0, step).is_some() || outside(&made, &world, 0, step).is_some();
-        if !(found(97) || found(11) || found(1) || alone(&made, &world).is_some()) {
+        if !(found(97) || found(11) || alone(&made, &world).is_some() || found(1)) {
             missed.push(name);
         }
     }

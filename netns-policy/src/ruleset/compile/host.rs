@@ -67,7 +67,7 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
         ("to_fabric".into(), regular(to_fabric())),
         ("from_leg".into(), regular(from_leg())),
         ("to_leg".into(), regular(to_leg())),
-        ("snat".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
+        ("translate".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
         ("passed".into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
     ])
 }

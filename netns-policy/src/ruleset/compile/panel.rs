@@ -80,7 +80,7 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
         source.indexes.iter().map(|(place, index)| (wire_chain(*index), ingress(place))).collect();
     chains.insert("panel".into(), Chain { hook: None, rules: entry() });
     for v in BOTH {
-        chains.insert(v.named("ip"), Chain { hook: None, rules: family(source, v) });
+        chains.insert(v.named("panel"), Chain { hook: None, rules: family(source, v) });
         chains.insert(v.named("fragments"), Chain { hook: None, rules: fragments(v) });
     }
     chains
@@ -107,8 +107,8 @@ fn entry() -> Vec<Rule> {
         // The kernel takes one tag off before this hook, so that the packet looks untagged: the link header does not.
         rule().link_type(0x8100).counter().drop(),
         rule().link_type(0x88a8).counter().drop(),
-        rule().ethertype(Version::V4).goto("ip4"),
-        rule().ethertype(Version::V6).goto("ip6"),
+        rule().ethertype(Version::V4).goto("panel4"),
+        rule().ethertype(Version::V6).goto("panel6"),
         rule().counter().drop(),
     ]
 }

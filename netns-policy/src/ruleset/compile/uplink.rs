@@ -25,10 +25,10 @@ pub(super) fn compile(source: &Source) -> Ruleset {
         ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input())),
         ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, forward())),
         ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output())),
-        ("dnat".into(), base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, resolve(source))),
+        ("resolve".into(), base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, resolve(source))),
     ]);
     let leaving = vec![rule().oifname(LEG).masquerade()];
-    chains.insert("snat".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, leaving));
+    chains.insert("translate".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, leaving));
     let table = Table { chains, sets: sets(source) };
     Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), table)]) }
 }
