@@ -211,7 +211,7 @@ fn is_for_one_generation(step: &Step) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_turn_cut_off_anywhere_is_safe_and_the_next_one_finishes_it((a, b, old_kernel) in two_policies()) {
