@@ -10,6 +10,7 @@ use netns_policy::packet::{Ends, Packet};
 
 use crate::arena::{Arena, BOTH, Ip};
 use crate::common::{in_sandbox, ip, nft};
+use crate::forged::dropped;
 use crate::raw::{Sender, Sniffer};
 
 /// Whom a story is about: who sends, as whom, about the flow of a to whom.
@@ -99,7 +100,7 @@ fn the_lock_lets_in_errors_about_a_flow_and_no_redirect() {
             format!("chain {from} {{ type filter hook ingress device \"{from}\" priority 0; policy drop; fwd to \"{to}\"\n}}")
         });
         nft("node+fabric", &format!("flush ruleset\ntable netdev open {{ {}\n}}", both.join("\n")));
-        let dropped = || counter(&nft("node-a", "list chain inet nsctl input"));
+        let dropped = || dropped(&nft("node-a", "list chain inet nsctl input"));
         let before = dropped();
         let [(_, unreachable), _, (_, redirect)] = errors(Ip::V4);
         flow.tell(&arena, ("b", "b", "b"), redirect);
@@ -107,14 +108,6 @@ fn the_lock_lets_in_errors_about_a_flow_and_no_redirect() {
         flow.tell(&arena, ("b", "b", "b"), unreachable);
         assert_eq!((flow.state(&arena), dropped()), (State::Refused, before + 1), "an error is related too, and may");
     });
-}
-
-/// What the last rule of a chain has counted.
-fn counter(listing: &str) -> u64 {
-    let line = listing.lines().rfind(|line| line.contains("counter packets")).expect("the lock counts");
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let at = words.iter().position(|word| *word == "packets").expect("it stands there");
-    words[at + 1].parse().expect("it is a number")
 }
 
 /// Unreachable, too big, redirect.

@@ -9,7 +9,7 @@ use netns_policy::packet::Packet;
 
 use crate::arena::{Arena, Ears, PLACES};
 use crate::catalogue::{self, Attack, Expected};
-use crate::common::{in_sandbox, nft};
+use crate::common::{in_sandbox, ip, nft};
 use crate::raw::{Sender, Sniffer};
 
 #[test]
@@ -54,6 +54,22 @@ fn the_same_frames_all_arrive_where_nothing_filters() {
         println!("the second lock alone keeps {} of {} from every socket", stopped.count(), denied.len());
         assert!(lost.is_empty(), "these prove nothing: {lost:#?}");
     });
+}
+
+/// What the lock of a place has dropped so far.
+fn dropped_by_the_lock(place: &str) -> usize {
+    let list = |netns: &str, chain| dropped(&nft(netns, &format!("list chain inet {chain}")));
+    match place {
+        "host" => list("machine", "nsctl-node from_fabric"),
+        service => list(&format!("node-{service}"), "nsctl input"),
+    }
+}
+
+/// What the last rule of a chain has counted.
+pub fn dropped(listing: &str) -> usize {
+    let line = listing.lines().rfind(|line| line.contains("counter packets")).expect("the lock counts");
+    let (_, count) = line.split_once("packets ").expect("it stands there");
+    count.split(' ').next().and_then(|word| word.parse().ok()).expect("it is a number")
 }
 
 /// Every wire is copied to every other.
@@ -111,6 +127,8 @@ struct Outcome {
     heard: BTreeSet<&'static str>,
     /// Somebody sent the answer to it.
     answered: bool,
+    /// The lock of the addressee counted a packet more; asked only where that is expected.
+    dropped: bool,
 }
 
 impl Outcome {
@@ -120,7 +138,7 @@ impl Outcome {
         match attack.expected {
             Expected::Nowhere => self.arrived.is_empty() && !spoken,
             // It is known to arrive: else this would be a question for the panel.
-            Expected::Silence => self.arrived.len() == 1 && at_most_there && !spoken,
+            Expected::Silence => self.arrived.len() == 1 && at_most_there && self.dropped && !spoken,
             Expected::Wire => self.arrived.len() == 1 && at_most_there,
             Expected::Heard => self.arrived.len() == 1 && at_most_there && spoken,
         }
@@ -135,7 +153,8 @@ impl std::fmt::Display for Outcome {
             (_, true) => write!(f, "on the wire of {}", list(&self.arrived))?,
             (_, false) => write!(f, "on the wire of {}, in a socket of {}", list(&self.arrived), list(&self.heard))?,
         }
-        f.write_str(if self.answered { ", answered" } else { "" })
+        f.write_str(if self.answered { ", answered" } else { "" })?;
+        f.write_str(if self.dropped { ", dropped by the lock" } else { "" })
     }
 }
 
@@ -164,10 +183,14 @@ fn shoot(arena: &Arena, attacks: &[Attack], ears: &Ears) -> Vec<Outcome> {
             outcomes[*number].heard.insert(place);
         }
     };
-    for attack in attacks {
+    ip(&format!("netns attach machine {}", std::process::id()));
+    for (number, attack) in attacks.iter().enumerate() {
+        let count = || (attack.expected == Expected::Silence).then(|| dropped_by_the_lock(attack.to));
+        let before = count();
         let sent = senders[attack.from].send(attack.packet.frame());
         sent.unwrap_or_else(|errno| panic!("{}: not sent: {errno}", attack.name));
         look(&mut outcomes);
+        outcomes[number].dropped = count() > before;
     }
     thread::sleep(Duration::from_millis(300));
     look(&mut outcomes);

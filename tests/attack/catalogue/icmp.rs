@@ -101,6 +101,19 @@ fn errors_by_peers(c: &mut Catalogue, ip: Ip) {
         let about = c.tcp(ab, 80, SYN);
         let packet = Packet::icmp_error(c.arena.ends(ip, "b", "c"), icmp, &about);
         c.add(Nowhere, ("b", "c"), &format!("{name} by b to c about a -> b tcp/80"), packet);
+        // About its own flow, but as somebody else; and about a flow that cannot be, as nobody has that edge.
+        for source in ["f", "e", super::source::public(ip)] {
+            let about = c.tcp(ab, 80, SYN);
+            let packet = Packet::icmp_error(c.arena.ends(ip, source, "a"), icmp, &about);
+            c.add(Nowhere, ("b", "a"), &format!("{name} by b as {source} to a about a -> b tcp/80"), packet);
+        }
+        let about = c.tcp(c.arena.ends(ip, "e", "b"), 80, SYN);
+        c.add(
+            Nowhere,
+            ("b", "a"),
+            &format!("{name} by b to a about e -> b tcp/80"),
+            Packet::icmp_error(ba, icmp, &about),
+        );
         odd_inner(c, ip, (name, icmp));
     }
 }
@@ -108,9 +121,10 @@ fn errors_by_peers(c: &mut Catalogue, ip: Ip) {
 /// What is embedded is read at fixed places, so it has to have its parts there.
 fn odd_inner(c: &mut Catalogue, ip: Ip, (name, icmp): (&str, Icmp)) {
     let (ab, ba): (Ends, Ends) = (c.ends(ip, "a", "b"), c.ends(ip, "b", "a"));
-    let about = c.udp(ab, 53);
+    let about = c.udp(ab, 443);
     let odd = match ip {
-        Ip::V4 => about.with_options(&[1, 1, 1, 1]),
+        // These stand where the ports are otherwise.
+        Ip::V4 => about.with_options(&[0, 53, 0, 53]),
         Ip::V6 => about.with_extension(Extension::Destination),
     };
     let packet = Packet::icmp_error(ba, icmp, &odd.expect("it has neither"));
