@@ -17,7 +17,7 @@ use crate::cut::Cuts;
 use crate::desired::{Desired, Files, HostRoute, Leg, Route, Wire, alias};
 use crate::name::ServiceName;
 use crate::observed::{Link, Observed};
-use crate::ruleset::delta::{Delta, TableId};
+use crate::ruleset::delta::{Delta, Op, TableId};
 use crate::ruleset::{Family, Ruleset};
 use crate::topology::Place;
 
@@ -304,14 +304,8 @@ impl Steps<'_> {
     /// The panel's chains for new wires, and rules that changed; still no right.
     fn lock(&mut self) {
         let desired = self.desired;
-        if !desired.is_nothing() {
-            let delta = match &self.observed.fabric {
-                Some(fabric) => Delta::between(&fabric.rules, &desired.fabric).skeleton(constant),
-                None => {
-                    let bare = without_wires(&desired.fabric);
-                    Delta::between(&bare, &desired.fabric).skeleton(constant)
-                }
-            };
+        if !desired.is_nothing() && self.emptied_fabric().is_none() {
+            let delta = self.fabric_skeleton();
             self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         }
         for place in self.sites() {
@@ -321,6 +315,31 @@ impl Steps<'_> {
             let delta = Delta::between(&self.lock_at(&place), &self.lock_of(&place)).skeleton(constant);
             self.rules(Site::Place(place.clone()), delta, self.generation(&place), Cuts::default());
         }
+    }
+
+    fn fabric_skeleton(&self) -> Delta {
+        match &self.observed.fabric {
+            Some(fabric) => Delta::between(&fabric.rules, &self.desired.fabric).skeleton(constant),
+            None => {
+                let bare = without_wires(&self.desired.fabric);
+                Delta::between(&bare, &self.desired.fabric).skeleton(constant)
+            }
+        }
+    }
+
+    /// What a panel lacks whose wires are whole and up, if it lacks rules and has none too many. It is given them together with
+    /// the edges: nothing passes until then, and a panel with rules and no edge would reset what is declared.
+    fn emptied_fabric(&self) -> Option<Delta> {
+        let skeleton = self.fabric_skeleton();
+        let adds = |op: &Op| {
+            matches!(op, Op::AddTable { .. } | Op::AddSet { .. } | Op::AddChain { .. } | Op::AddRule { .. })
+                || matches!(op, Op::AddElements(_))
+        };
+        let only_adds = !skeleton.is_empty() && skeleton.ops.iter().all(adds);
+        let links = self.observed.fabric.as_ref().map(|fabric| &fabric.links)?;
+        let up = |wire: &Wire| links.get(wire.outer.as_str()).is_some_and(|link| link.up);
+        let running = self.missing().next().is_none() && self.desired.wires.values().all(up);
+        (only_adds && running).then_some(skeleton)
     }
 
     /// Wires up, and the host's ways in and out.
@@ -374,8 +393,9 @@ impl Steps<'_> {
             self.rules(Site::Place(place), delta, 0, Cuts::default());
         }
         let old = self.observed.fabric.as_ref().map(|ns| ns.rules.clone()).unwrap_or_default();
-        let delta = Delta::between(&old, &self.desired.fabric).elements_new(constant);
-        self.rules(Site::Fabric, delta, 0, Cuts::default());
+        let mut delta = self.emptied_fabric().unwrap_or_default();
+        delta.ops.extend(Delta::between(&old, &self.desired.fabric).elements_new(constant).ops);
+        self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);
     }
