@@ -333,17 +333,8 @@ impl Steps<'_> {
     /// The panel's chains for new wires, and rules that changed; still no right.
     fn lock(&mut self) {
         let desired = self.desired;
-        if !desired.is_nothing() {
-            let delta = match &self.observed.fabric {
-                Some(fabric) => {
-                    let all = Delta::between(&fabric.rules, &desired.fabric).skeleton(constant);
-                    all.filtered(|op| !self.unhangs(op))
-                }
-                None => {
-                    let bare = without_wires(&desired.fabric);
-                    Delta::between(&bare, &desired.fabric).skeleton(constant)
-                }
-            };
+        if !desired.is_nothing() && self.emptied_fabric().is_none() {
+            let delta = self.fabric_skeleton();
             self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         }
         for (place, delta) in self.parts(|delta| delta.skeleton(constant)) {
@@ -351,6 +342,34 @@ impl Steps<'_> {
                 self.rules(Site::Place(place.clone()), delta, self.generation(&place), Cuts::default());
             }
         }
+    }
+
+    fn fabric_skeleton(&self) -> Delta {
+        match &self.observed.fabric {
+            Some(fabric) => {
+                let all = Delta::between(&fabric.rules, &self.desired.fabric).skeleton(constant);
+                all.filtered(|op| !self.unhangs(op))
+            }
+            None => {
+                let bare = without_wires(&self.desired.fabric);
+                Delta::between(&bare, &self.desired.fabric).skeleton(constant)
+            }
+        }
+    }
+
+    /// What a panel lacks whose wires are whole and up, if it lacks rules and has none too many. It is given them together with
+    /// the edges: nothing passes until then, and a panel with rules and no edge would reset what is declared.
+    fn emptied_fabric(&self) -> Option<Delta> {
+        let skeleton = self.fabric_skeleton();
+        let adds = |op: &Op| {
+            matches!(op, Op::AddTable { .. } | Op::AddSet { .. } | Op::AddChain { .. } | Op::AddRule { .. })
+                || matches!(op, Op::AddElements(_))
+        };
+        let only_adds = !skeleton.is_empty() && skeleton.ops.iter().all(adds);
+        let links = self.observed.fabric.as_ref().map(|fabric| &fabric.links)?;
+        let up = |wire: &Wire| links.get(wire.outer.as_str()).is_some_and(|link| link.up);
+        let running = self.missing().next().is_none() && self.desired.wires.values().all(up);
+        (only_adds && running).then_some(skeleton)
     }
 
     /// Wires up, and the host's ways in and out.
@@ -401,7 +420,8 @@ impl Steps<'_> {
             self.rules(Site::Place(place), delta, generation, Cuts::default());
         }
         let old = self.observed.fabric.as_ref().map(|ns| ns.rules.clone()).unwrap_or_default();
-        let delta = Delta::between(&old, &self.desired.fabric).elements_new(constant);
+        let mut delta = self.emptied_fabric().unwrap_or_default();
+        delta.ops.extend(Delta::between(&old, &self.desired.fabric).elements_new(constant).ops);
         self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);

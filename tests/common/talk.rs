@@ -167,7 +167,8 @@ fn ask(socket: UdpSocket, shared: Arc<Shared>) -> JoinHandle<()> {
                 shared.dies(&e);
             }
             let mut answer = [0; 8];
-            if matches!(socket.recv(&mut answer), Ok(8)) && answer == number.to_be_bytes() {
+            // The answer to this question or, on a busy machine, a late one to a question before.
+            if matches!(socket.recv(&mut answer), Ok(8)) && u64::from_be_bytes(answer) <= number {
                 shared.heard.fetch_add(1, Ordering::Relaxed);
             }
             thread::sleep(Duration::from_millis(2));
