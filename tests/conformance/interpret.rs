@@ -15,9 +15,9 @@ use netns_policy::observed::Observed;
 use netns_policy::packet::build::flag;
 use netns_policy::packet::{Ends, Packet};
 use netns_policy::port::Protocol;
-use netns_policy::ruleset::compile::{Capabilities, LEG};
-use netns_policy::ruleset::decide::walk::{Connections, Egress, EgressLink as Link, Place, Sender, World};
-use netns_policy::topology::{self, leg_link};
+use netns_policy::ruleset::compile::Capabilities;
+use netns_policy::ruleset::decide::walk::{Arrival, Connections, Fate, Link, Sender, WAN as WORLD, World};
+use netns_policy::topology;
 
 use super::Refused;
 use super::case::{OUTSIDERS, Pair};
@@ -46,8 +46,6 @@ pub struct Machine {
 #[derive(Debug)]
 struct Model {
     world: World,
-    egress: Option<Egress>,
-    uplink: Link,
     addresses: AddressPlan,
     host_wire: Option<Addresses>,
     host: BTreeSet<IpAddr>,
@@ -130,45 +128,11 @@ type Tried = Vec<(IpAddr, bool, Seen)>;
 
 impl Model {
     fn new(desired: &Desired, addresses: AddressPlan) -> Self {
-        let network = &desired.network;
-        let uplink = Link { index: 2, name: UPLINK.into() };
         let host_wire = desired.wires.get(&topology::Place::Host).map(|wire| wire.addresses);
         let leg = desired.leg.iter().flat_map(|leg| leg.host.iter());
         let host: BTreeSet<IpAddr> =
             host().addresses.into_iter().chain(leg).chain(host_wire.iter().flat_map(Addresses::iter)).collect();
-        let place = |(place, wire): (&topology::Place, &netns_policy::desired::Wire)| {
-            let own = if *place == topology::Place::Host {
-                host.iter().copied().collect()
-            } else {
-                wire.addresses.iter().collect()
-            };
-            let place = Place {
-                fabric_index: wire.index,
-                fabric_link: wire.outer.to_string(),
-                index: 5,
-                link: wire.inner.to_string(),
-                addresses: own,
-                lock: desired.locks.get(place).cloned().unwrap_or_default(),
-            };
-            (wire.place.to_string(), place)
-        };
-        let world =
-            World { fabric: desired.fabric.clone(), places: desired.wires.iter().map(place).collect(), leg: None };
-        let egress = desired.leg.as_ref().map(|leg| Egress {
-            gateway: topology::Place::Uplink.to_string(),
-            leg: Link { index: 6, name: LEG.into() },
-            leg_addresses: leg.gateway.iter().collect(),
-            host: Place {
-                fabric_index: 0,
-                fabric_link: String::new(),
-                index: 7,
-                link: leg_link(network).to_string(),
-                addresses: host.iter().copied().collect(),
-                lock: desired.locks[&topology::Place::Host].clone(),
-            },
-            uplink: uplink.clone(),
-        });
-        Self { world, egress, uplink, addresses, host_wire, host }
+        Self { world: World::of(desired, &self::host()), addresses, host_wire, host }
     }
 
     /// From a service or the host to where a service is, or was.
@@ -226,22 +190,22 @@ impl Model {
     fn leaves(&self, from: &str, ends: Ends, pair: &Pair) -> Seen {
         let packet = first(ends, pair.protocol, pair.port);
         let mut connections = Connections::new();
-        let Some(egress) = &self.egress else {
-            let walk = self.world.send(from, &packet, Sender::Program, &mut connections);
-            return if walk.is_delivered() { Seen::Half } else { Seen::Closed };
-        };
-        let walk = self.world.leave(egress, from, &packet, &mut connections);
-        if walk.is_delivered() {
-            return Seen::Half;
+        let walk = self.world.send(from, &packet, Sender::Program, &mut connections);
+        match walk.fate {
+            Fate::Delivered(WORLD) => {}
+            Fate::Delivered(_) => return Seen::Half,
+            _ => return Seen::Closed,
         }
-        if !walk.has_left() {
-            return Seen::Closed;
-        }
-        let inner = answer(ends.reversed(), pair.protocol, pair.port);
-        let own = egress.leg_addresses.iter().find(|own| own.is_ipv4() == ends.to().is_ipv4());
-        let outer = own.and_then(|own| inner.with_ends(Ends::new(ends.to(), *own)?));
-        let back = outer.map(|outer| self.world.come_in(egress, &outer, &inner, &connections).is_delivered());
-        if back == Some(true) { Seen::Open } else { Seen::Half }
+        let Some(leg) = &self.world.leg else { return Seen::Half };
+        let own = leg.addresses.iter().find(|own| own.is_ipv4() == ends.to().is_ipv4());
+        let Some(masked) = own.and_then(|own| Ends::new(*own, ends.to())) else { return Seen::Half };
+        // Each of the two that forwarded it remembers it as it saw it.
+        connections.entry(leg.gateway.clone()).or_default().record(&packet);
+        connections.entry("host".into()).or_default().record(&first(masked, pair.protocol, pair.port));
+        let answer = |ends: Ends| answer(ends.reversed(), pair.protocol, pair.port);
+        let (outer, inner) = (answer(masked), answer(ends));
+        let arrival = Arrival { at_host: Some(outer), at_gateway: Some(inner.clone()), on_wire: inner };
+        if self.world.receive(&arrival, &connections).is_delivered() { Seen::Open } else { Seen::Half }
     }
 
     /// What comes from outside finds no way in, neither by the leg nor by the host's wire.
@@ -257,9 +221,12 @@ impl Model {
         });
         let seen = |ends: Ends| {
             let (packet, none) = (first(ends, pair.protocol, pair.port), Connections::new());
-            let leg = self.egress.as_ref().map(|egress| self.world.come_in(egress, &packet, &packet, &none));
-            let wire = self.world.enter_by_wire("host", &self.uplink, &packet, &none);
-            let arrived = leg.is_some_and(|walk| walk.is_delivered()) || wire.is_delivered();
+            let arrival =
+                Arrival { at_host: Some(packet.clone()), at_gateway: Some(packet.clone()), on_wire: packet.clone() };
+            let leg = self.world.receive(&arrival, &none);
+            let uplink = Link { index: 2, name: UPLINK.into() };
+            let wire = self.world.enter_by_wire("host", &uplink, &packet, &none);
+            let arrived = leg.is_delivered() || wire.is_delivered();
             if arrived { Seen::Open } else { Seen::Closed }
         };
         ends.map(|(to, ends)| (to, pair.open, seen(ends))).collect()

@@ -1,6 +1,6 @@
 //! What can be done to a packet: tags, fragments, extension headers, options, cuts.
 
-use super::build::{clamp16, seal_ipv4, sealed};
+use super::build::{clamp16, seal_ipv4};
 use super::{ETHERNET, Ends, Extension, IPV4, IPV6, Packet, ipv4_length, ipv6};
 
 impl Packet {
@@ -65,34 +65,6 @@ impl Packet {
         let mut frame = self.frame().to_vec();
         frame[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&label.to_be_bytes());
         Some(Self::from_frame(frame))
-    }
-
-    /// The same TCP segment or UDP datagram between other addresses of the same family, as address translation leaves
-    /// it; `None` for what else there is.
-    pub fn with_ends(&self, ends: Ends) -> Option<Self> {
-        let view = self.in_stack().filter(|view| !view.is_fragment())?;
-        let protocol = view.transport?.protocol;
-        let checksum = match protocol {
-            6 => 16,
-            17 => 6,
-            _ => return None,
-        };
-        let (header, body) = self.plain(view.protocol)?;
-        let mut body = body.to_vec();
-        body.get_mut(checksum..checksum + 2)?.fill(0);
-        let body = sealed(ends, protocol, body, checksum);
-        let mut header = header.to_vec();
-        match (ends, view.protocol) {
-            (Ends::V4 { from, to }, IPV4) => {
-                header[12..20].copy_from_slice(&[from.octets(), to.octets()].concat());
-                Some(self.ipv4_with(header, &body))
-            }
-            (Ends::V6 { from, to }, IPV6) if header[6] == protocol => {
-                header[8..40].copy_from_slice(&[from.octets(), to.octets()].concat());
-                Some(Self::from_frame([&self.frame()[..ETHERNET], &header, &body].concat()))
-            }
-            _ => None,
-        }
     }
 
     /// The datagram in two fragments, the second of which starts with byte `at` of the payload, rounded down to eight.

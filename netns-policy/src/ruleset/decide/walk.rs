@@ -4,9 +4,8 @@
 //! receiver's lock. A packet is [`Fate::Delivered`] when all three let it pass and the receiver's IP stack takes it.
 //! Nothing between them is assumed: a fabric without rules forwards nothing, because it has no address and no route.
 //! What the gateway takes on its wire for somebody else goes on by its [`Leg`], through two more gates, to [`WAN`].
-//! Whether an address outside can be reached at all, rules for NAT aside, is asked by an [`Egress`].
 
-mod egress;
+mod behind;
 mod outside;
 
 use std::collections::BTreeMap;
@@ -17,7 +16,6 @@ use super::{Decision, Env, Nat, Outcome, hooks};
 use crate::packet::{Packet, View};
 use crate::ruleset::{Family, HookPoint, Reject, Ruleset};
 
-pub use egress::{Egress, Link as EgressLink};
 pub use outside::{Arrival, Leg, Link, WAN};
 
 /// Everything whose rules a packet can meet.
@@ -91,8 +89,6 @@ pub struct Hop<'a> {
 pub enum Fate<'a> {
     /// This place has it.
     Delivered(&'a str),
-    /// It has left the machine.
-    Left,
     /// A gate refused it and told the sender.
     Refused(Gate, Reject),
     /// A gate dropped it.
@@ -141,7 +137,7 @@ impl Walk<'_> {
 
     /// Whether the packet went out into the world.
     pub fn has_left(&self) -> bool {
-        self.fate == Fate::Left
+        self.fate == Fate::Delivered(WAN)
     }
 }
 
