@@ -156,7 +156,12 @@ pub enum Error {
 }
 
 fn steps_of(spoiled: &[StepError]) -> String {
-    spoiled.iter().map(|failed| failed.step.to_string()).collect::<Vec<_>>().join(", ")
+    let said = spoiled.iter().map(|failed| match &failed.source {
+        // A step about many: whose wires they are.
+        source @ KernelError::Spoiled { .. } => format!("{} ({source})", failed.step),
+        _ => failed.step.to_string(),
+    });
+    said.collect::<Vec<_>>().join(", ")
 }
 
 /// A policy that passed every check.
@@ -297,6 +302,9 @@ impl Orchestrator {
                     return Err(Error::Spoiled { report: Box::new(report), spoiled });
                 }
                 Some(step) if turn == TURNS => {
+                    if let Some(spoiled) = reconcile::undone_inside(&planned.plan) {
+                        return Err(Error::Spoiled { report: Box::new(report), spoiled });
+                    }
                     return Err(Error::Unfinished { left: planned.plan.steps.len(), first: Box::new(step.clone()) });
                 }
                 Some(_) => {}
@@ -357,7 +365,8 @@ impl Orchestrator {
         {
             return Ok(Vec::new());
         }
-        let listening = linux.inside(&netns, listeners)?;
+        // What cannot be read in there is nobody's warning.
+        let listening = linux.inside(&netns, listeners).unwrap_or_default();
         let only_loopback = service.ports.iter().filter(|(_, ports)| {
             let mut here = listening.iter().filter(|one| ports.covers(Protocol::Tcp, one.port)).peekable();
             here.peek().is_some() && here.all(|one| one.address.to_canonical().is_loopback())

@@ -82,4 +82,19 @@ impl Rtnl {
         let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         self.dump("list addresses", &question, Address::from_message)
     }
+
+    /// The addresses of one link, of both families.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rtnl::addresses`].
+    pub fn addresses_of(&mut self, link: u32) -> Result<Vec<Address>, NetlinkError> {
+        let mut question = AddressMessage::default();
+        // Kernels before 4.20 take no notice of it.
+        question.header.index = link;
+        let question = RouteNetlinkMessage::GetAddress(question);
+        self.dump("list addresses", &question, |message| {
+            Address::from_message(message).filter(|address| address.link == link)
+        })
+    }
 }

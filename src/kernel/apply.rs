@@ -5,19 +5,21 @@
 //! - Everything that a step makes can be made again: what is there already is not an error.
 //! - A namespace is pinned only once its lock stands and it is marked as ours.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use netns_policy::address::Addresses;
 use netns_policy::cut::{Cuts, Opening};
 use netns_policy::desired::{Files, HostRoute, INNER_MTU, Leg, Route as DesiredRoute, Wire};
 use netns_policy::plan::{Site, Step};
+use netns_policy::ruleset::Hook;
 use netns_policy::ruleset::compile::LEG;
-use netns_policy::ruleset::delta::Delta;
+use netns_policy::ruleset::delta::{Delta, Op};
 use netns_policy::topology::{Place, fabric_netns};
 use nix::errno::Errno;
 
@@ -32,10 +34,13 @@ use super::route::Route;
 use super::rule::IpRule;
 use super::sysctl::Sysctl;
 use super::wire::{WirePair, set_alias};
-use super::{GROUP, KernelError, LEG_INDEX, Linux, MAC, PROTOCOL, file_error, link};
+use super::{GROUP, KernelError, LEG_INDEX, Linux, MAC, PROTOCOL, Spoil, file_error, link};
 
 /// How long a wire may take to let the first packet pass.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take before somebody asks whether it is kept down.
+const BRIEF: Duration = Duration::from_secs(1);
 
 pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
     match step {
@@ -49,7 +54,7 @@ pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
         Step::DeleteHostRoute(route) => delete_host_route(route),
         Step::DeleteFiles(service) => delete_files(linux, &format!("{}-{service}", linux.network)),
         Step::MendWire { wire, stale } => mend_wire(linux, wire, stale.iter()),
-        Step::RaiseWires(indexes) => in_fabric(linux, indexes, |rtnl, indexes| rtnl.set_up(indexes)),
+        Step::RaiseWires(indexes) => raise(linux, indexes),
         Step::Rules { at, delta, generation, cuts } => rules(linux, at, delta, *generation, cuts),
         Step::SetHostRoute(route) => set_host_route(linux, route),
         Step::SetSysctl { path, value } => set_sysctl(path, value),
@@ -120,8 +125,8 @@ fn create(linux: &Linux, netns: &str, alias: &str, rules: &Delta, knobs: Knobs) 
 
 /// Whether a namespace is there that was made by this very step: it is pinned only when it is complete.
 fn is_marked(linux: &Linux, netns: &str, alias: &str) -> Result<bool, KernelError> {
-    let links = in_netns(&linux.open(netns)?, netns, |rtnl| rtnl.links())?;
-    Ok(links.iter().any(|link| link.index == LOOPBACK && link.alias.as_deref() == Some(alias)))
+    let loopback = in_netns(&linux.open(netns)?, netns, |rtnl| rtnl.link(LOOPBACK))?;
+    Ok(loopback.is_some_and(|link| link.alias.as_deref() == Some(alias)))
 }
 
 fn pair(wire: &Wire, inner_index: u32) -> WirePair {
@@ -138,18 +143,44 @@ fn pair(wire: &Wire, inner_index: u32) -> WirePair {
     }
 }
 
+/// Every wire but those that their own service spoils.
 fn create_wires(linux: &Linux, wires: &[Wire]) -> Result<(), KernelError> {
     let fabric = linux.open(&fabric_netns(&linux.network))?;
-    let mut labels = Vec::new();
+    let (mut labels, mut whose, mut spoils) = (Vec::new(), Vec::new(), Vec::new());
     for wire in wires {
         let outer = fabric.try_clone().map_err(file_error("hold", &linux.netns_directory))?;
-        match &wire.netns {
-            Some(netns) => create_wire(linux, netns, wire, outer)?,
-            None => create_host_wire(wire, &outer)?,
+        let made = match &wire.netns {
+            Some(netns) => create_wire(linux, netns, wire, outer),
+            None => create_host_wire(wire, &outer),
+        };
+        match made {
+            Ok(()) => {
+                let of_wire = pair(wire, wire.index).label();
+                whose.extend(of_wire.iter().map(|_| wire));
+                labels.extend(of_wire);
+            }
+            Err(e) => spoils.push(spoil_of(wire, e)?),
         }
-        labels.extend(pair(wire, wire.index).label());
     }
-    in_netns(&fabric, "the fabric", move |rtnl| rtnl.pipeline(labels))
+    // A wire that went again cannot be labelled either.
+    for (at, error) in in_netns(&fabric, "the fabric", move |rtnl| rtnl.try_all(&labels))? {
+        if spoils.last().is_none_or(|last| last.index != whose[at].index) {
+            spoils.push(spoil_of(whose[at], error.into())?);
+        }
+    }
+    spoiled(spoils)
+}
+
+/// A service spoils its own wire only; what is wrong with any other is an error of the step.
+fn spoil_of(wire: &Wire, error: KernelError) -> Result<Spoil, KernelError> {
+    match &wire.place {
+        Place::Service(_) => Ok(Spoil::new(wire.index, Some(wire.place.clone()), &error)),
+        _ => Err(error),
+    }
+}
+
+fn spoiled(spoils: Vec<Spoil>) -> Result<(), KernelError> {
+    if spoils.is_empty() { Ok(()) } else { Err(KernelError::Spoiled { spoils }) }
 }
 
 fn create_wire(linux: &Linux, netns: &str, wire: &Wire, outer: Netns) -> Result<(), KernelError> {
@@ -157,10 +188,11 @@ fn create_wire(linux: &Linux, netns: &str, wire: &Wire, outer: Netns) -> Result<
     let routes: Vec<Route> = wire.routes.iter().map(|wanted| route(wire.index, wanted)).collect();
     let pair = pair(wire, wire.index);
     in_netns(&linux.open(netns)?, netns, move |rtnl| {
-        // What is left of a wire that is not whole: its end in the fabric is gone, or goes with it.
-        let stale: Vec<u32> = rtnl.links()?.iter().filter(|link| link.name == pair.inner).map(|l| l.index).collect();
-        rtnl.delete_links(&stale)?;
-        rtnl.pipeline(pair.bring_up(outer, &addresses, &routes))
+        // What is left of a wire that is not whole, whose end in the fabric is gone or goes with it; or what somebody
+        // inside put in the place of ours.
+        let mut requests = vec![link::delete_by_index(pair.inner_index), link::delete_by_name(&pair.inner)];
+        requests.extend(pair.bring_up(outer, &addresses, &routes));
+        rtnl.pipeline(requests)
     })
 }
 
@@ -215,9 +247,7 @@ fn mend_wire<'a>(linux: &Linux, wire: &Wire, stale: impl Iterator<Item = &'a Des
     let stale: Vec<DesiredRoute> = stale.cloned().collect();
     let wanted: Vec<DesiredRoute> = wire.routes.iter().cloned().collect();
     let mend = move |rtnl: &mut Rtnl| {
-        let Some(index) = rtnl.links()?.iter().find(|link| link.name == name).map(|link| link.index) else {
-            return Ok(());
-        };
+        let Some(index) = rtnl.link_named(&name)?.map(|link| link.index) else { return Ok(()) };
         let mut requests = vec![link::set_up(index)];
         requests.extend(stale.iter().map(|wanted| route(index, wanted).delete()));
         requests.extend(wanted.iter().map(|wanted| route(index, wanted).add().pardon(Errno::EEXIST)));
@@ -294,22 +324,68 @@ fn delete_netns(linux: &Linux, netns: &str) -> Result<(), KernelError> {
 fn rules(linux: &Linux, at: &Site, delta: &Delta, generation: u32, cuts: &Cuts) -> Result<(), KernelError> {
     let generation = (generation != 0).then_some(generation);
     let (delta, cuts) = (delta.clone(), cuts.clone());
-    let change = move || -> Result<(), KernelError> {
+    let of_fabric = *at == Site::Fabric;
+    let change = move || -> Result<Vec<String>, KernelError> {
         let socket = NftSocket::open().map_err(file_error("open", Path::new("nftables")))?;
-        socket.commit(&delta, generation)?;
+        let gone = if of_fabric {
+            commit_without_gone(&socket, delta, generation)?
+        } else {
+            socket.commit(&delta, generation)?;
+            Vec::new()
+        };
         if !cuts.is_empty() {
             Conntrack::open()?.delete_where(|flow| opening(flow).is_some_and(|opening| cuts.hits(&opening)))?;
         }
-        Ok(())
+        Ok(gone)
     };
     let netns = match at {
         Site::Fabric => fabric_netns(&linux.network),
         Site::Place(place) => match place.netns(&linux.network) {
             Some(netns) => netns,
-            None => return change(),
+            None => return change().map(drop),
         },
     };
-    linux.inside(&netns, move || change().map_err(io::Error::other)).map_err(unwrap_nft)
+    let gone = linux.inside(&netns, move || change().map_err(io::Error::other)).map_err(unwrap_nft)?;
+    let spoils = gone.into_iter().map(|device| {
+        let why = NetlinkError::Gone { link: device.clone() };
+        Spoil::new(0, device.parse().ok().map(Place::Service), &why)
+    });
+    spoiled(spoils.collect())
+}
+
+/// Makes the change in the panel, with the chains of wires that are gone hung nowhere: a service can take its wire away
+/// at any moment, and before Linux 6.16 a chain needs its device and goes with it.
+fn commit_without_gone(
+    socket: &NftSocket,
+    mut delta: Delta,
+    generation: Option<u32>,
+) -> Result<Vec<String>, KernelError> {
+    let mut gone = Vec::new();
+    loop {
+        match socket.commit(&delta, generation) {
+            Err(NftError::Refused { errno, .. }) if errno == Errno::ENOENT as i32 => {
+                let links: BTreeSet<String> = Rtnl::open()?.links()?.into_iter().map(|link| link.name).collect();
+                let unhung = unhang(&mut delta, |device| links.contains(device));
+                if unhung.is_empty() {
+                    // A chain that was to be changed went with its wire: the next look sees it.
+                    return Err(NftError::GenerationChanged.into());
+                }
+                gone.extend(unhung);
+            }
+            done => return Ok(done.map(|()| gone)?),
+        }
+    }
+}
+
+/// Takes the hook of each new chain whose device is not there, and names the devices. The rest of the change stays: a
+/// transaction fewer would put off the next one, which is made for a generation.
+fn unhang(delta: &mut Delta, is_there: impl Fn(&str) -> bool) -> Vec<String> {
+    let hooks = delta.ops.iter_mut().filter_map(|op| match op {
+        Op::AddChain { hook, .. } => Some(hook),
+        _ => None,
+    });
+    let gone = |hook: &Hook| hook.device.as_deref().is_some_and(|device| !is_there(device));
+    hooks.filter_map(|hook| hook.take_if(|hook| gone(hook))?.device).collect()
 }
 
 /// A generation that moved on is told apart by who asked: bring it out of the wrapping that crossing a thread needs.
@@ -355,30 +431,95 @@ fn delete_host_route(route: &HostRoute) -> Result<(), KernelError> {
     Ok(rtnl.pipeline(requests)?)
 }
 
-/// Both ends, or the kernel may still hold back the inner one's first packets.
-fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
-    in_fabric(linux, indexes, |rtnl, indexes| rtnl.wait_until_up(indexes, PATIENCE))?;
+/// Every wire that is still there.
+fn raise(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
     let fabric = linux.open(&fabric_netns(&linux.network))?;
-    let places = in_netns(&fabric, "the fabric", |rtnl| rtnl.links())?;
-    for link in places.into_iter().filter(|link| indexes.contains(&link.index)) {
-        let alias = link.alias.unwrap_or_default();
-        let place = alias.rsplit(':').next().unwrap_or_default();
-        match place.strip_prefix('+') {
-            Some("host") => {
-                let name = Place::Host.inner_link(&linux.network).to_string();
-                let mut rtnl = Rtnl::open()?;
-                let index = index_of(&mut rtnl, &name)?;
-                rtnl.wait_until_up(&[index], PATIENCE)?;
-            }
-            Some(gateway) => settle_inner(linux, &format!("{}+{gateway}", linux.network), link.index)?,
-            None => settle_inner(linux, &format!("{}-{place}", linux.network), link.index)?,
-        }
+    let requests: Vec<_> = indexes.iter().map(|index| link::set_up(*index)).collect();
+    let refused = in_netns(&fabric, "the fabric", move |rtnl| rtnl.try_all(&requests))?;
+    if refused.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let places = places(&fabric)?;
+    let spoils = refused.into_iter().map(|(at, error)| {
+        let index = indexes[at];
+        Spoil::new(index, places.get(&index).cloned(), &error)
+    });
+    spoiled(spoils.collect())
 }
 
-fn settle_inner(linux: &Linux, netns: &str, index: u32) -> Result<(), KernelError> {
-    in_netns(&linux.open(netns)?, netns, move |rtnl| rtnl.wait_until_up(&[index], PATIENCE))
+/// Whose wires the links of the fabric are, as their aliases say.
+fn places(fabric: &Netns) -> Result<BTreeMap<u32, Place>, KernelError> {
+    let links = in_netns(fabric, "the fabric", |rtnl| rtnl.links())?;
+    let place = |alias: &str| match alias.rsplit(':').next()? {
+        "+host" => Some(Place::Host),
+        "+uplink" => Some(Place::Uplink),
+        service => service.parse().ok().map(Place::Service),
+    };
+    Ok(links.into_iter().filter_map(|link| Some((link.index, place(link.alias.as_deref()?)?))).collect())
+}
+
+/// Both ends, or the kernel may still hold back the inner one's first packets. All of it takes no longer than
+/// [`PATIENCE`], and a wire that is down because its service wants it so is not waited for.
+fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
+    let deadline = Instant::now() + PATIENCE;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let fabric = linux.open(&fabric_netns(&linux.network))?;
+    let still_down = |indexes: Vec<u32>, patience: Duration| {
+        in_netns(&fabric, "the fabric", move |rtnl| rtnl.still_down(&indexes, patience))
+    };
+    let late = still_down(indexes.to_vec(), BRIEF)?;
+    let places = places(&fabric)?;
+    let (mut never, waiting): (Vec<u32>, Vec<u32>) =
+        late.into_iter().partition(|index| is_kept_down(linux, places.get(index), *index));
+    never.extend(still_down(waiting, left())?);
+    for index in indexes {
+        if !never.contains(index) && settle_inner(linux, places.get(index), *index, left()).is_err() {
+            never.push(*index);
+        }
+    }
+    let spoils = never.into_iter().map(|index| {
+        let why = NetlinkError::NotUp { indexes: vec![index] };
+        Spoil::new(index, places.get(&index).cloned(), &why)
+    });
+    spoiled(spoils.collect())
+}
+
+/// Whether a wire is gone, or its end inside a service is gone or set down.
+fn is_kept_down(linux: &Linux, place: Option<&Place>, index: u32) -> bool {
+    match place {
+        None => true,
+        Some(Place::Host | Place::Uplink) => false,
+        Some(service) => {
+            let end = inside(linux, service, move |rtnl| rtnl.link(index));
+            !end.is_ok_and(|end| end.is_some_and(|end| end.up))
+        }
+    }
+}
+
+fn settle_inner(linux: &Linux, place: Option<&Place>, index: u32, patience: Duration) -> Result<(), KernelError> {
+    match place {
+        // Gone since its end in the fabric was up.
+        None => Err(NetlinkError::NotUp { indexes: vec![index] }.into()),
+        Some(Place::Host) => {
+            let name = Place::Host.inner_link(&linux.network).to_string();
+            let mut rtnl = Rtnl::open()?;
+            let index = index_of(&mut rtnl, &name)?;
+            Ok(rtnl.wait_until_up(&[index], patience)?)
+        }
+        Some(place) => inside(linux, place, move |rtnl| match rtnl.link(index)? {
+            Some(end) if end.up => rtnl.wait_until_up(&[index], patience),
+            _ => Err(NetlinkError::NotUp { indexes: vec![index] }),
+        }),
+    }
+}
+
+fn inside<T: Send + 'static>(
+    linux: &Linux,
+    place: &Place,
+    f: impl FnOnce(&mut Rtnl) -> Result<T, NetlinkError> + Send + 'static,
+) -> Result<T, KernelError> {
+    let netns = place.netns(&linux.network).expect("every place but the host has a namespace");
+    in_netns(&linux.open(&netns)?, &netns, f)
 }
 
 fn in_netns<T: Send + 'static>(
@@ -457,4 +598,31 @@ fn delete_files(linux: &Linux, netns: &str) -> Result<(), KernelError> {
 pub fn occupants(linux: &Linux, netns: &str) -> Result<process::Occupants, KernelError> {
     let path = linux.pin(netns);
     process::processes_in(&linux.open(netns)?).map_err(file_error("look into", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use netns_policy::ruleset::{ChainKind, Family, HookPoint};
+
+    use super::*;
+
+    #[test]
+    fn only_chains_of_links_that_are_gone_lose_their_hooks() {
+        let chain = |device: Option<&str>| Op::AddChain {
+            table: (Family::Netdev, "nsctl".into()),
+            chain: device.unwrap_or("shared").into(),
+            hook: device.map(|device| Hook {
+                kind: ChainKind::Filter,
+                point: HookPoint::Ingress,
+                device: Some(device.into()),
+                priority: 0,
+                policy_accept: false,
+            }),
+        };
+        let mut delta = Delta { ops: vec![chain(None), chain(Some("here")), chain(Some("gone"))] };
+        assert_eq!(unhang(&mut delta, |device| device == "here"), ["gone"]);
+        let hooked = |op: &Op| matches!(op, Op::AddChain { hook: Some(_), .. });
+        assert_eq!(delta.ops.iter().map(hooked).collect::<Vec<_>>(), [false, true, false]);
+        assert!(unhang(&mut delta, |device| device == "here").is_empty());
+    }
 }

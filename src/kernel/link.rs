@@ -139,6 +139,23 @@ impl Rtnl {
         Ok(self.links_at(&[index])?.pop().flatten())
     }
 
+    /// The link with this name, or none. Whatever else is in the namespace is not read.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses for another reason than that there is none, or the link cannot be made sense of.
+    pub fn link_named(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let operation = "read a link by its name";
+        let mut message = question(0);
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.ask(operation, &[RouteNetlinkMessage::GetLink(message)], into_link)?.pop().transpose() {
+            // An altname is found too, and is not what is meant.
+            Ok(link) => Ok(link.filter(|link| link.name == name)),
+            Err(refusal) if refusal.errno == Errno::ENODEV => Ok(None),
+            Err(refusal) => Err(NetlinkError::Refused { operation: operation.into(), refusal }),
+        }
+    }
+
     /// The links with these indexes, in this order.
     fn links_at(&mut self, indexes: &[u32]) -> Result<Vec<Option<Link>>, NetlinkError> {
         let operation = "read links";
@@ -207,17 +224,26 @@ impl Rtnl {
     ///
     /// [`NetlinkError::NotUp`] with those that are missing or not up when `patience` is over.
     pub fn wait_until_up(&mut self, indexes: &[u32], patience: Duration) -> Result<(), NetlinkError> {
+        match self.still_down(indexes, patience)? {
+            pending if pending.is_empty() => Ok(()),
+            pending => Err(NetlinkError::NotUp { indexes: pending }),
+        }
+    }
+
+    /// Like [`Rtnl::wait_until_up`], and says which are missing or not up when `patience` is over.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn still_down(&mut self, indexes: &[u32], patience: Duration) -> Result<Vec<u32>, NetlinkError> {
         let deadline = Instant::now() + patience;
         let mut pending = indexes.to_vec();
         let mut pause = Duration::from_millis(1);
         loop {
             let up: BTreeSet<u32> = self.links_at(&pending)?.into_iter().flatten().filter_map(up).collect();
             pending.retain(|index| !up.contains(index));
-            if pending.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() + pause > deadline {
-                return Err(NetlinkError::NotUp { indexes: pending });
+            if pending.is_empty() || Instant::now() + pause > deadline {
+                return Ok(pending);
             }
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
@@ -311,6 +337,13 @@ fn set_flags(index: u32, flags: LinkFlags, mask: LinkFlags, operation: String) -
     message.header.flags = flags;
     message.header.change_mask = mask;
     Request::new(RouteNetlinkMessage::SetLink(message), 0, operation)
+}
+
+/// Deletes whichever link has this name or altname; for a name that is ours to have, whoever took it.
+pub fn delete_by_name(name: &str) -> Request {
+    let mut message = at(0);
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    Request::new(RouteNetlinkMessage::DelLink(message), 0, format!("delete the link {name}")).pardon(Errno::ENODEV)
 }
 
 /// Deletes the link with this index, and the other end of its pair; one that is gone already is fine.

@@ -23,6 +23,7 @@ pub mod sysctl;
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,7 @@ pub use netns_policy::desired::GROUP;
 use netns_policy::name::NetworkName;
 use netns_policy::observed::Observed;
 use netns_policy::plan::Step;
+use netns_policy::topology::Place;
 use thiserror::Error;
 
 use netlink::NetlinkError;
@@ -82,6 +84,43 @@ pub enum KernelError {
     /// Rules.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// Wires whose own ends let it fail; the rest of the step is done.
+    #[error("{}", spoils.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Spoiled {
+        /// Each of them.
+        spoils: Vec<Spoil>,
+    },
+}
+
+/// What became of one wire in a step about many.
+#[derive(Debug)]
+pub struct Spoil {
+    /// The index of the wire in the fabric.
+    pub index: u32,
+    /// Whose wire it is, when the link still says so.
+    pub place: Option<Place>,
+    /// What failed.
+    pub why: String,
+}
+
+impl Spoil {
+    /// Of the wire with this index.
+    fn new(index: u32, place: Option<Place>, why: &dyn std::error::Error) -> Self {
+        let causes = std::iter::successors(Some(why), |error| error.source());
+        let mut said: Vec<String> = causes.map(ToString::to_string).collect();
+        // A layer that adds nothing repeats the one below.
+        said.dedup();
+        Self { index, place, why: said.join(": ") }
+    }
+}
+
+impl fmt::Display for Spoil {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(place) => write!(f, "{place}: {}", self.why),
+            None => write!(f, "wire {}: {}", self.index, self.why),
+        }
+    }
 }
 
 /// `RTPROT_*` of our routes and rules: a number that rtnetlink(7) leaves to administrators and iproute2 names nobody.

@@ -58,6 +58,18 @@ pub enum NetlinkError {
         /// What was asked.
         operation: String,
     },
+    /// The list is longer than anybody needs. The socket is of no more use: its rest would be read next.
+    #[error("cannot {operation}: there is too much of it")]
+    TooMuch {
+        /// What was asked.
+        operation: String,
+    },
+    /// A link that a moment ago was there.
+    #[error("the link {link} is gone")]
+    Gone {
+        /// Its name.
+        link: String,
+    },
     /// Links did not come up in time.
     #[error("links {indexes:?} are still not up")]
     NotUp {
@@ -154,6 +166,17 @@ impl Rtnl {
         Ok(Self { socket: NetlinkSocket::open(NETLINK_ROUTE)? })
     }
 
+    /// A socket like [`Rtnl::open`] for a namespace in which somebody else is root: its lists are read up to a bound.
+    ///
+    /// # Errors
+    ///
+    /// What socket(2) says.
+    pub fn open_wary() -> Result<Self, NetlinkError> {
+        let mut rtnl = Self::open()?;
+        rtnl.socket.limit(PATIENCE_BYTES);
+        Ok(rtnl)
+    }
+
     /// Sends the requests in order, up to 128 in one sendmsg(2).
     ///
     /// The kernel goes on after a request that it refuses, so those behind it in the same 128 have been tried too; later ones
@@ -164,14 +187,35 @@ impl Rtnl {
     /// The first refusal that its request does not pardon.
     pub fn pipeline(&mut self, requests: Vec<Request>) -> Result<(), NetlinkError> {
         for chunk in requests.chunks(CHUNK) {
-            let packed: Vec<_> = chunk.iter().map(|request| packed(&request.message, request.flags)).collect();
-            let refusals = self.socket.tell(&packed).map_err(|source| io_error(&chunk[0].operation, source))?;
-            let unpardoned = refusals.into_iter().find(|(at, refusal)| chunk[*at].pardoned != Some(refusal.errno));
-            if let Some((at, refusal)) = unpardoned {
-                return Err(NetlinkError::Refused { operation: chunk[at].operation.clone(), refusal });
+            if let Some((_, error)) = self.send(chunk)?.into_iter().next() {
+                return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// Like [`Rtnl::pipeline`], but tries every request; the refusals by position.
+    ///
+    /// # Errors
+    ///
+    /// When the socket fails.
+    pub fn try_all(&mut self, requests: &[Request]) -> Result<Vec<(usize, NetlinkError)>, NetlinkError> {
+        let mut refused = Vec::new();
+        for (nth, chunk) in requests.chunks(CHUNK).enumerate() {
+            refused.extend(self.send(chunk)?.into_iter().map(|(at, error)| (nth * CHUNK + at, error)));
+        }
+        Ok(refused)
+    }
+
+    /// The refusals that their requests do not pardon.
+    fn send(&mut self, chunk: &[Request]) -> Result<Vec<(usize, NetlinkError)>, NetlinkError> {
+        let packed: Vec<_> = chunk.iter().map(|request| packed(&request.message, request.flags)).collect();
+        let refusals = self.socket.tell(&packed).map_err(|source| io_error(&chunk[0].operation, source))?;
+        let unpardoned = refusals.into_iter().filter(|(at, refusal)| chunk[*at].pardoned != Some(refusal.errno));
+        let named = |(at, refusal): (usize, Refusal)| {
+            (at, NetlinkError::Refused { operation: chunk[at].operation.clone(), refusal })
+        };
+        Ok(unpardoned.map(named).collect())
     }
 
     /// Everything of the kind that `message` asks for. Messages that `select` does not want are left out.
@@ -208,6 +252,9 @@ impl Rtnl {
 /// How many requests go into one sendmsg(2): as many refusals as a receive buffer of default size surely holds. They stay far
 /// below a send buffer.
 const CHUNK: usize = 128;
+
+/// How much of a stranger's lists is read: ten thousand links, or a hundred thousand routes.
+const PATIENCE_BYTES: usize = 16 << 20;
 
 /// How many questions are asked at once; an answer about a link takes 2 KiB of the receive buffer.
 const QUESTIONS: usize = 32;

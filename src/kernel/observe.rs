@@ -10,10 +10,15 @@ use netns_policy::ruleset::Counters;
 use netns_policy::ruleset::compile::TABLE;
 use netns_policy::topology::{fabric_netns, is_netns_of};
 
+use super::address::Address;
 use super::link::LOOPBACK;
 use super::netlink::{NetlinkError, Rtnl};
 use super::nft::{Dump, NftSocket};
+use super::route::Route as InForce;
 use super::{KernelError, Linux, PROTOCOL, host, netns};
+
+/// What every service calls its own end of its wire.
+const INNER: &str = "net0";
 
 pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
     let mut observed = Observed { host: host::network(linux)?, ..Observed::default() };
@@ -35,8 +40,14 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
     }
     for name in others {
         let place = name.strip_prefix(linux.network.as_str()).unwrap_or_default().trim_start_matches('-');
-        match look(linux, &name)? {
-            Some(seen) if is_ours(linux, &seen) || observed.fabric_knows(&linux.network, place) => {
+        let seen = if place.starts_with('+') { look(linux, &name)? } else { peer_into(linux, &name)? };
+        match seen {
+            // The fabric and our own directory say the same of it, and nobody inside can change those.
+            Some(seen)
+                if is_ours(linux, &seen)
+                    || observed.fabric_knows(&linux.network, place)
+                    || linux.files(&name).join("hosts").is_file() =>
+            {
                 observed.namespaces.insert(name, seen.namespace);
             }
             Some(Seen { alias: Some(alias), .. }) if alias.starts_with("nsctl:") => {
@@ -58,6 +69,36 @@ fn look(linux: &Linux, name: &str) -> Result<Option<Seen>, KernelError> {
         Err(KernelError::Inside { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// What concerns us in a service's namespace. Whoever is root in there can spoil what it holds, but not the reading of
+/// the others: what cannot be read makes it restless.
+fn peer_into(linux: &Linux, name: &str) -> Result<Option<Seen>, KernelError> {
+    match linux.inside(name, || Ok(service())) {
+        Ok(seen) => Ok(Some(seen)),
+        Err(KernelError::Inside { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The inner end of the wire and our rules in the namespace of the calling thread, with all else left unread.
+fn service() -> Seen {
+    let alias = Rtnl::open_wary().and_then(|mut rtnl| rtnl.link(LOOPBACK)).ok().flatten().and_then(|link| link.alias);
+    let (links, whole) = match Rtnl::open_wary().and_then(|mut rtnl| inner_end(&mut rtnl)) {
+        Ok(links) => (links, true),
+        Err(_) => (BTreeMap::new(), false),
+    };
+    let (seen, still) = match NftSocket::open_wary().and_then(|socket| socket.dump(|_, name| name == TABLE)) {
+        Ok(seen) => (seen, true),
+        Err(_) => (Dump::default(), false),
+    };
+    seen_of(links, alias, seen, !whole || !still)
+}
+
+fn inner_end(rtnl: &mut Rtnl) -> Result<BTreeMap<String, Link>, NetlinkError> {
+    let Some(link) = rtnl.link_named(INNER)? else { return Ok(BTreeMap::new()) };
+    let (addresses, routes) = (rtnl.addresses_of(link.index)?, rtnl.routes_by(link.index, PROTOCOL)?);
+    Ok(with_addresses(vec![link], &addresses, &routes))
 }
 
 /// The loopback link of a namespace that we made says so.
@@ -83,12 +124,16 @@ fn namespace() -> Result<Seen, KernelError> {
         Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::Interrupted => (Dump::default(), true),
         Err(e) => return Err(e),
     };
+    Ok(seen_of(named, alias, seen, restless))
+}
+
+fn seen_of(links: BTreeMap<String, Link>, alias: Option<String>, seen: Dump, restless: bool) -> Seen {
     let Dump { ruleset, counters, generation, tables, .. } = seen;
     let ours = ruleset.tables.keys().map(|(family, name)| (family_name(*family), name.clone())).collect();
     let all: BTreeSet<(String, String)> = tables.into_iter().collect();
     let foreign_tables = all.difference(&ours).cloned().collect();
-    let namespace = Namespace { links: named, rules: ruleset, foreign_tables, generation, restless };
-    Ok(Seen { namespace, alias, counters })
+    let namespace = Namespace { links, rules: ruleset, foreign_tables, generation, restless };
+    Seen { namespace, alias, counters }
 }
 
 fn family_name(family: netns_policy::ruleset::Family) -> String {
@@ -106,6 +151,10 @@ fn dump(ours: impl Fn(&str) -> bool) -> Result<Dump, KernelError> {
 fn named_links(rtnl: &mut Rtnl, links: Vec<super::link::Link>) -> Result<BTreeMap<String, Link>, NetlinkError> {
     let addresses = rtnl.addresses()?;
     let routes = rtnl.routes(None)?;
+    Ok(with_addresses(links, &addresses, &routes))
+}
+
+fn with_addresses(links: Vec<super::link::Link>, addresses: &[Address], routes: &[InForce]) -> BTreeMap<String, Link> {
     let named = links.into_iter().map(|link| {
         let own = addresses.iter().filter(|address| address.link == link.index).map(|address| address.address.ip());
         let by = routes.iter().filter(|route| route.link == Some(link.index) && route.protocol == PROTOCOL);
@@ -123,7 +172,7 @@ fn named_links(rtnl: &mut Rtnl, links: Vec<super::link::Link>) -> Result<BTreeMa
         };
         (link.name, known)
     });
-    Ok(named.collect())
+    named.collect()
 }
 
 fn host_side(linux: &Linux, observed: &mut Observed) -> Result<(), KernelError> {

@@ -180,9 +180,32 @@ impl Rtnl {
         Ok(routes)
     }
 
+    /// The routes of the main table by one link that were made by `protocol`, of both families.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rtnl::routes`].
+    pub fn routes_by(&mut self, link: u32, protocol: u8) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut question = RouteMessage::default();
+            question.header.address_family = family;
+            // Kernels before 4.20 take no notice of either.
+            question.header.protocol = protocol.into();
+            question.attributes.push(RouteAttribute::Oif(link));
+            routes.extend(self.listed(question, Some(MAIN_TABLE))?);
+        }
+        routes.retain(|route| route.link == Some(link) && route.protocol == protocol);
+        Ok(routes)
+    }
+
     fn routes_of(&mut self, family: AddressFamily, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
         let mut question = RouteMessage::default();
         question.header.address_family = family;
+        self.listed(question, table)
+    }
+
+    fn listed(&mut self, mut question: RouteMessage, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
         question.attributes.extend(table.map(RouteAttribute::Table));
         let listed = self.dump("list routes", &RouteNetlinkMessage::GetRoute(question), |message| match message {
             RouteNetlinkMessage::NewRoute(message) => Route::from_message(message),

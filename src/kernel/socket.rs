@@ -105,6 +105,8 @@ pub(crate) struct NetlinkSocket {
     socket: Socket,
     sequence: u32,
     inbox: Vec<u8>,
+    /// How many bytes of dumps may still be read.
+    budget: usize,
 }
 
 impl NetlinkSocket {
@@ -116,9 +118,14 @@ impl NetlinkSocket {
             socket.set_cap_ack(true).ok();
             socket.set_ext_ack(true).ok();
             socket.set_netlink_get_strict_chk(true).ok();
-            Ok(Self { socket, sequence: 0, inbox: Vec::with_capacity(DATAGRAM) })
+            Ok(Self { socket, sequence: 0, inbox: Vec::with_capacity(DATAGRAM), budget: usize::MAX })
         };
         open().map_err(|source| io_error("open a netlink socket", source))
+    }
+
+    /// Reads no more than this many bytes of dumps, all together: whoever wrote what is listed may want to tire the reader.
+    pub(crate) fn limit(&mut self, bytes: usize) {
+        self.budget = bytes;
     }
 
     /// Sends the batch in one sendmsg(2) and returns what was refused, by position.
@@ -187,6 +194,8 @@ impl NetlinkSocket {
         let mut listing = Listing { sequence, items: Vec::new(), torn: false, undecoded: None };
         loop {
             self.receive(MsgFlags::empty()).map_err(|source| io_error(operation, source))?;
+            let left = self.budget.checked_sub(self.inbox.len());
+            self.budget = left.ok_or_else(|| NetlinkError::TooMuch { operation: operation.into() })?;
             if let Some(refusal) = listing.take(&self.inbox, &decode) {
                 return listing.end(operation, refusal);
             }

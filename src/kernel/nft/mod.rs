@@ -35,6 +35,9 @@ use self::socket::{Failure, Link};
 /// How often a dump is begun anew because somebody else changes the rules meanwhile.
 const DUMP_TRIES: usize = 16;
 
+/// How much of a stranger's rules is read: more than a hundred thousand elements.
+const WARY: usize = 8 << 20;
+
 /// A netlink socket to the nftables of one namespace.
 #[derive(Debug)]
 pub struct NftSocket(Link);
@@ -86,6 +89,18 @@ impl NftSocket {
         Link::open().map(Self)
     }
 
+    /// Opens a socket like [`NftSocket::open`] for a namespace in which somebody else is root: it reads up to a bound,
+    /// and is of no more use after that.
+    ///
+    /// # Errors
+    ///
+    /// What socket(2) or bind(2) say.
+    pub fn open_wary() -> io::Result<Self> {
+        let link = Link::open()?;
+        link.limit(WARY);
+        Ok(Self(link))
+    }
+
     /// The number of the current generation.
     ///
     /// # Errors
@@ -99,7 +114,8 @@ impl NftSocket {
     ///
     /// # Errors
     ///
-    /// `EPERM` without CAP_NET_ADMIN; `EINTR` when somebody changes the rules without pause.
+    /// `EPERM` without CAP_NET_ADMIN; `EINTR` when somebody changes the rules without pause;
+    /// `FileTooLarge` after [`NftSocket::open_wary`] when there is too much of them.
     pub fn dump(&self, ours: impl Fn(Family, &str) -> bool) -> io::Result<Dump> {
         steady(|| dump::consistent(&self.0, &ours))
     }

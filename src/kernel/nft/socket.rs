@@ -24,6 +24,8 @@ const NFGENMSG: usize = 4;
 pub(super) struct Link {
     socket: Socket,
     sequence: Cell<u32>,
+    /// How many bytes of answers may still be read.
+    budget: Cell<usize>,
 }
 
 /// The kernel's complaint about one message.
@@ -50,7 +52,12 @@ impl Link {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: Cell::new(1) })
+        Ok(Self { socket, sequence: Cell::new(1), budget: Cell::new(usize::MAX) })
+    }
+
+    /// Reads no more than this many bytes of answers, all together.
+    pub(super) fn limit(&self, bytes: usize) {
+        self.budget.set(bytes);
     }
 
     /// The number that the next message takes.
@@ -82,6 +89,8 @@ impl Link {
         let mut consistent = true;
         loop {
             let buffer = self.receive(0)?;
+            let left = self.budget.get().checked_sub(buffer.len());
+            self.budget.set(left.ok_or(io::ErrorKind::FileTooLarge)?);
             let mut done = false;
             for message in messages(&buffer).filter(|m| m.sequence_number() == sequence) {
                 consistent &= message.flags() & nlm::F_DUMP_INTR == 0;
