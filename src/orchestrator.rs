@@ -1,8 +1,10 @@
 //! The verbs of the library.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
@@ -15,18 +17,19 @@ use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
 use netns_policy::port::Protocol;
 use netns_policy::ruleset::compile::Capabilities;
-use netns_policy::topology::Place;
+use netns_policy::topology::{Place, fabric_netns, is_netns_of};
 use thiserror::Error;
 
 use crate::kernel::listener::listeners;
 use crate::kernel::nft::NftError;
 use crate::kernel::probe::{self, ProbeError};
+use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux, netns};
 use crate::policy::{self, ReadError};
 use crate::reconcile;
 use crate::report::{Report, StepError};
 use crate::status::Status;
-use crate::store::{Store, StoreError};
+use crate::store::{Guard, Store, StoreError};
 
 /// How often a turn is begun anew because another program changed rules of ours while it ran.
 const TURNS: usize = 4;
@@ -272,7 +275,8 @@ impl Orchestrator {
         self.planned(checked, &store, capabilities)
     }
 
-    /// What would be done on a machine on which nothing exists yet. Needs no privilege and asks no kernel.
+    /// What would be done on a machine on which nothing exists yet. Asks no kernel, and needs no privilege but to read
+    /// the record of the addresses where there is one: others than those would be wrong.
     ///
     /// # Errors
     ///
@@ -280,8 +284,7 @@ impl Orchestrator {
     pub fn plan_offline(&self) -> Result<Planned, Error> {
         let checked = self.check()?;
         let store = self.store(&checked.graph.network().name);
-        // Without privilege the record is out of reach; then the addresses are those of a first apply.
-        let book = store.addresses().unwrap_or_default();
+        let book = store.addresses()?;
         self.planned_on(checked, &book, Observed::default(), Capabilities::default())
     }
 
@@ -296,8 +299,9 @@ impl Orchestrator {
         let capabilities = probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
         let _guard = store.lock()?;
+        self.remove_leftovers(&checked.graph.network().name)?;
         let mut planned = self.planned(checked, &store, capabilities)?;
-        if self.adopt_sysctls(&planned.desired, &store)? {
+        if self.adopt_sysctls(&planned, &store)? {
             planned = self.planned(planned.checked, &store, capabilities)?;
         }
         let first = planned.clone();
@@ -333,11 +337,13 @@ impl Orchestrator {
     pub fn down(&self) -> Result<Removed, Error> {
         let network = self.network()?;
         let store = self.store(&network);
-        let _guard = store.lock()?;
+        let mut notes = Vec::new();
+        let _guard = lock_for_down(&store, &mut notes)?;
+        self.remove_leftovers(&network)?;
+        let mut linux = self.linux_with(&network, sysctls_for_down(&store, &mut notes));
         let mut report = Report::default();
         let mut first = None;
         for turn in 1.. {
-            let linux = self.linux(&network, &store)?;
             let observed = linux.observe()?;
             let plan = Plan::between(&observed, &Desired::nothing(&network));
             first.get_or_insert_with(|| plan.clone());
@@ -346,10 +352,29 @@ impl Orchestrator {
                 Some(step) if turn > TURNS => {
                     return Err(Error::Unfinished { left: plan.steps.len(), first: Box::new(step.clone()) });
                 }
-                Some(_) => run(&linux, &plan, &store, &mut report, turn == TURNS)?,
+                Some(_) => {
+                    let recording = Recording::lenient(&linux, &store);
+                    run(&recording, &plan, &mut report, turn == TURNS)?;
+                    notes.extend(recording.failed.take());
+                }
+            }
+            // What was set back is no longer to be set back, whether that could be recorded or not.
+            for step in &report.done {
+                if let Step::RestoreSysctl { path, .. } = step {
+                    linux.before.remove(path);
+                }
             }
         }
-        Ok(Removed { network, plan: first.unwrap_or_default(), report })
+        notes.dedup();
+        Ok(Removed { network, plan: first.unwrap_or_default(), report, notes })
+    }
+
+    /// Pins that were never finished.
+    fn remove_leftovers(&self, network: &NetworkName) -> Result<(), Error> {
+        let directory = &self.options.netns;
+        netns::remove_leftovers(directory, |name| is_netns_of(network, name)).map_err(|source| {
+            KernelError::File { action: "remove what is left of a pin in", path: directory.clone(), source }.into()
+        })
     }
 
     /// Services, addresses, edges with their counters, drift.
@@ -423,20 +448,29 @@ impl Orchestrator {
     }
 
     fn linux(&self, network: &NetworkName, store: &Store) -> Result<Linux, Error> {
-        Ok(Linux {
+        Ok(self.linux_with(network, store.sysctls()?))
+    }
+
+    fn linux_with(&self, network: &NetworkName, before: BTreeMap<String, String>) -> Linux {
+        Linux {
             network: network.clone(),
             netns_directory: self.options.netns.clone(),
             run_directory: self.options.run.clone(),
             etc_netns: self.options.etc_netns.clone(),
-            before: store.sysctls()?,
-        })
+            before,
+        }
     }
 
     fn planned(&self, checked: Checked, store: &Store, capabilities: Capabilities) -> Result<Planned, Error> {
         ipv6_is_there(&checked.graph, probe::has_ipv6())?;
         let linux = self.linux(&checked.graph.network().name, store)?;
         let observed = linux.observe()?;
-        self.planned_on(checked, &store.addresses()?, observed, capabilities)
+        let mut book = store.addresses()?;
+        if book == AddressBook::default() {
+            // None yet, or lost: who runs already keeps what it has.
+            book = AddressBook::of_seen(checked.graph.network(), &addresses_seen(&observed, &linux.network));
+        }
+        self.planned_on(checked, &book, observed, capabilities)
     }
 
     fn planned_on(
@@ -463,10 +497,13 @@ impl Orchestrator {
 
     /// What another network has set already is not as it was before us: its record of that becomes ours too, so that
     /// whichever goes last sets it back. Says whether there was something.
-    fn adopt_sysctls(&self, desired: &Desired, store: &Store) -> Result<bool, Error> {
+    fn adopt_sysctls(&self, planned: &Planned, store: &Store) -> Result<bool, Error> {
         let mut before = store.sysctls()?;
-        let others = store.sysctls_of_others()?;
+        let others = store.sysctls_of_others(|other| is_up(&self.options.netns, other))?;
+        let desired = &planned.desired;
         let shared = desired.sysctls.iter().filter_map(|(path, _)| Some((path, others.get(path)?)));
+        // With what the kernel tells of a record that was lost.
+        let shared = shared.chain(&planned.observed.host.before);
         let missing: Vec<_> = shared.filter(|(path, _)| !before.contains_key(*path)).collect();
         let some = !missing.is_empty();
         before.extend(missing.into_iter().map(|(path, value)| (path.clone(), value.clone())));
@@ -482,7 +519,7 @@ impl Orchestrator {
             store.record_addresses(&planned.book)?;
         }
         let linux = self.linux(&planned.desired.network, store)?;
-        run(&linux, &planned.plan, store, report, last)
+        run(&Recording::strict(&linux, store), &planned.plan, report, last)
     }
 
     fn notes(&self, planned: &Planned) -> Vec<Note> {
@@ -501,6 +538,65 @@ pub struct Removed {
     pub plan: Plan,
     /// What was done.
     pub report: Report,
+    /// What the operator should know of how it was done.
+    pub notes: Vec<String>,
+}
+
+/// Whether another network is there: its fabric has a pin.
+fn is_up(pins: &Path, network: &NetworkName) -> bool {
+    let pin = pins.join(fabric_netns(network));
+    pin.exists() && !netns::is_leftover(&pin)
+}
+
+/// The addresses at the inner ends of the services' wires, by service. The fabric, where no process lives, says which
+/// those are.
+fn addresses_seen(observed: &Observed, network: &NetworkName) -> BTreeMap<String, BTreeSet<IpAddr>> {
+    let seen = observed.namespaces.iter().filter_map(|(netns, namespace)| {
+        let name = netns.strip_prefix(network.as_str())?.strip_prefix('-')?;
+        let place = Place::Service(name.parse().ok()?);
+        let link = namespace.links.get(place.inner_link(network).as_str())?;
+        observed.fabric_knows(network, name).then(|| (name.to_owned(), link.addresses.clone()))
+    });
+    seen.collect()
+}
+
+/// Taking down must not depend on a disk that takes no more writes.
+fn lock_for_down(store: &Store, notes: &mut Vec<String>) -> Result<Option<Guard>, Error> {
+    let error = match store.lock() {
+        Ok(guard) => return Ok(Some(guard)),
+        Err(busy @ StoreError::Busy { .. }) => return Err(busy.into()),
+        Err(error) => error,
+    };
+    notes.push(format!("{}: what was removed is not recorded", told(&error)));
+    match store.lock_as_it_is() {
+        Ok(guard) => Ok(Some(guard)),
+        Err(busy @ StoreError::Busy { .. }) => Err(busy.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+fn sysctls_for_down(store: &Store, notes: &mut Vec<String>) -> BTreeMap<String, String> {
+    let error = match store.sysctls() {
+        Ok(before) => return before,
+        Err(error) => error,
+    };
+    let aside = match (&error, store.set_sysctls_aside()) {
+        (StoreError::Corrupt { .. }, Ok(aside)) => format!("; it is {} now", aside.display()),
+        _ => String::new(),
+    };
+    notes.push(format!(
+        "{}{aside}: only forwarding that our rules tell of is set back; see `sysctl -a -r forwarding`",
+        told(&error)
+    ));
+    BTreeMap::new()
+}
+
+/// With its cause, in one line.
+fn told(error: &StoreError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }
 
 fn pool_is_free(graph: &AllowGraph, observed: &Observed) -> Result<(), Error> {
@@ -537,9 +633,8 @@ fn now() -> u64 {
 }
 
 /// One turn. What a sysctl was is recorded before it is set, and forgotten after it was set back.
-fn run(linux: &Linux, plan: &Plan, store: &Store, report: &mut Report, last: bool) -> Result<(), Error> {
-    let recording = Recording { linux, store };
-    let mut turn = reconcile::turn(&recording, plan);
+fn run(recording: &Recording, plan: &Plan, report: &mut Report, last: bool) -> Result<(), Error> {
+    let mut turn = reconcile::turn(recording, plan);
     report.done.append(&mut turn.done);
     report.spoiled = turn.spoiled;
     match turn.failed {
@@ -553,17 +648,58 @@ fn run(linux: &Linux, plan: &Plan, store: &Store, report: &mut Report, last: boo
 struct Recording<'a> {
     linux: &'a Linux,
     store: &'a Store,
+    /// Whether to go on where nothing can be recorded.
+    lenient: bool,
+    /// What could not be recorded, if that is no failure.
+    failed: RefCell<Vec<String>>,
 }
 
-impl Recording<'_> {
+impl<'a> Recording<'a> {
+    fn strict(linux: &'a Linux, store: &'a Store) -> Self {
+        Self { linux, store, lenient: false, failed: RefCell::default() }
+    }
+
+    fn lenient(linux: &'a Linux, store: &'a Store) -> Self {
+        Self { lenient: true, ..Self::strict(linux, store) }
+    }
+
     fn record(&self, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Result<(), KernelError> {
-        let mut before = self.store.sysctls().map_err(recorded)?;
-        change(&mut before);
-        self.store.record_sysctls(&before).map_err(recorded)
+        let recorded = self.store.sysctls().and_then(|mut before| {
+            change(&mut before);
+            self.store.record_sysctls(&before)
+        });
+        match recorded {
+            Err(error) if self.lenient => {
+                self.failed.borrow_mut().push(format!("{}: what was set back stays recorded", told(&error)));
+                Ok(())
+            }
+            recorded => recorded.map_err(failed_to_record),
+        }
+    }
+
+    fn restore(&self, step: &Step, path: &str, value: &str) -> Result<(), KernelError> {
+        let others = match self.store.sysctls_of_others(|other| is_up(&self.linux.netns_directory, other)) {
+            Err(_) if self.lenient => BTreeMap::new(),
+            others => others.map_err(failed_to_record)?,
+        };
+        // Another network needs it still, and will set it back to the same.
+        if !others.contains_key(path) && !self.is_needed_by_the_host(path, value) {
+            self.linux.apply(step)?;
+        }
+        self.record(|before| {
+            before.remove(path);
+        })
+    }
+
+    /// Somebody has switched IPv4 forwarding on for every link meanwhile, so ours is no longer what makes it so.
+    fn is_needed_by_the_host(&self, path: &str, value: &str) -> bool {
+        let of_link = path.starts_with("net/ipv4/conf/") && path.ends_with("/forwarding") && value == "0";
+        let on = Sysctl::ip_forward().read().is_ok_and(|value| value == "1");
+        of_link && on && self.store.found_ip_forward_off().unwrap_or(true)
     }
 }
 
-fn recorded(error: StoreError) -> KernelError {
+fn failed_to_record(error: StoreError) -> KernelError {
     KernelError::File { action: "record", path: "sysctls.json".into(), source: io::Error::other(error) }
 }
 
@@ -575,7 +711,7 @@ impl Kernel for Recording<'_> {
     fn apply(&self, step: &Step) -> Result<(), KernelError> {
         match step {
             Step::SetSysctl { path, .. } => {
-                let value = crate::kernel::sysctl::Sysctl::at(path).read().ok();
+                let value = Sysctl::at(path).read().ok();
                 self.record(|before| {
                     if let Some(value) = value {
                         before.entry(path.clone()).or_insert(value);
@@ -583,15 +719,7 @@ impl Kernel for Recording<'_> {
                 })?;
                 self.linux.apply(step)
             }
-            Step::RestoreSysctl { path, .. } => {
-                // Another network needs it still, and will set it back to the same.
-                if !self.store.sysctls_of_others().map_err(recorded)?.contains_key(path) {
-                    self.linux.apply(step)?;
-                }
-                self.record(|before| {
-                    before.remove(path);
-                })
-            }
+            Step::RestoreSysctl { path, value } => self.restore(step, path, value),
             _ => self.linux.apply(step),
         }
     }

@@ -20,6 +20,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::kernel::sysctl::Sysctl;
+
 /// Why the state directory cannot be used.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -65,7 +67,13 @@ impl StoreError {
     pub fn help(&self) -> &'static str {
         match self {
             Self::Busy { .. } => "wait until it is done, then run this again",
-            Self::Corrupt { .. } => "move the file away to start anew: services then get new addresses",
+            Self::Corrupt { path, .. } if path.ends_with(SYSCTLS) => {
+                "it says what the host's forwarding was: leave it there and run `nsctl down`, which does without it"
+            }
+            Self::Corrupt { .. } => {
+                "put a copy back, or move it away while the network is up: services keep the addresses they have now"
+            }
+            Self::Io { action: "read", .. } => "run this as root: without the record the addresses are not known",
             Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
         }
     }
@@ -85,6 +93,12 @@ pub struct Guard {
 
 const ADDRESSES: &str = "addresses.json";
 const SYSCTLS: &str = "sysctls.json";
+
+/// Recorded with the sysctls: which run of the machine it was. Another one began with the values of a fresh start.
+const BOOT: &str = "kernel/random/boot_id";
+
+/// Recorded with the sysctls: whether the host forwarded for everybody. Never ours to set.
+const IP_FORWARD: &str = "net/ipv4/ip_forward";
 
 impl Store {
     /// The state of `network` under `directory` (`/var/lib/nsctl`). Nothing is made before it is written.
@@ -119,11 +133,19 @@ impl Store {
         let path = self.directory.join("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(|source| StoreError::Io { action: "open", path: path.clone(), source })?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Guard { _file: file }),
-            Err((_, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path }),
-            Err((_, errno)) => Err(StoreError::Io { action: "lock", path, source: errno.into() }),
-        }
+        locked(file, path)
+    }
+
+    /// The same where nothing can be written: the directory itself is locked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::lock`], or when there is no directory.
+    pub fn lock_as_it_is(&self) -> Result<Guard, StoreError> {
+        let lock = self.directory.join("lock");
+        let path = if lock.exists() { lock } else { self.directory.clone() };
+        let file = File::open(&path);
+        locked(file.map_err(|source| StoreError::Io { action: "open", path: path.clone(), source })?, path)
     }
 
     /// The recorded addresses; empty when there are none yet.
@@ -144,38 +166,82 @@ impl Store {
         self.write(ADDRESSES, book)
     }
 
-    /// What the host's sysctls were before we changed them, by path below `/proc/sys`.
+    /// What the host's sysctls were before we changed them, by path below `/proc/sys`; empty when the record is of
+    /// another run of the machine.
     ///
     /// # Errors
     ///
     /// As [`Store::addresses`].
     pub fn sysctls(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        self.read(SYSCTLS)
+        let mut recorded = self.recorded_sysctls()?;
+        recorded.retain(|path, _| path != BOOT && path != IP_FORWARD);
+        Ok(recorded)
     }
 
-    /// The same as the other networks of this machine have recorded it.
+    /// Whether the host did not forward IPv4 for everybody when the first sysctl was changed.
     ///
     /// # Errors
     ///
     /// As [`Store::addresses`].
-    pub fn sysctls_of_others(&self) -> Result<BTreeMap<String, String>, StoreError> {
+    pub fn found_ip_forward_off(&self) -> Result<bool, StoreError> {
+        Ok(self.recorded_sysctls()?.get(IP_FORWARD).is_some_and(|value| value == "0"))
+    }
+
+    fn recorded_sysctls(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let recorded: BTreeMap<String, String> = self.read(SYSCTLS)?;
+        let this = Sysctl::at(BOOT).read().ok();
+        let another = |boot: &String| this.as_ref().is_some_and(|this| this != boot);
+        Ok(if recorded.get(BOOT).is_some_and(another) { BTreeMap::new() } else { recorded })
+    }
+
+    /// What those other networks of this machine have recorded that `is_up` says are there. A record that cannot be
+    /// read is the trouble of its own network.
+    ///
+    /// # Errors
+    ///
+    /// When the state directory is there and cannot be read.
+    pub fn sysctls_of_others(
+        &self,
+        is_up: impl Fn(&NetworkName) -> bool,
+    ) -> Result<BTreeMap<String, String>, StoreError> {
         let Some(all) = self.directory.parent() else { return Ok(BTreeMap::new()) };
         let mut sysctls = BTreeMap::new();
-        for other in Self::networks(all)?.iter().map(|network| Self::new(all, network)) {
+        for other in Self::networks(all)?.iter().filter(|network| is_up(network)) {
+            let other = Self::new(all, other);
             if other.directory != self.directory {
-                sysctls.extend(other.sysctls()?);
+                sysctls.extend(other.sysctls().unwrap_or_default());
             }
         }
         Ok(sysctls)
     }
 
-    /// Records what the host's sysctls were.
+    /// Records what the host's sysctls were, and for which run of the machine that holds.
     ///
     /// # Errors
     ///
     /// As [`Store::record_addresses`].
     pub fn record_sysctls(&self, before: &BTreeMap<String, String>) -> Result<(), StoreError> {
-        self.write(SYSCTLS, before)
+        let mut record = before.clone();
+        if !before.is_empty() {
+            let known = self.recorded_sysctls()?;
+            for path in [BOOT, IP_FORWARD] {
+                let value = known.get(path).cloned().or_else(|| Sysctl::at(path).read().ok());
+                record.extend(value.map(|value| (path.to_owned(), value)));
+            }
+        }
+        self.write(SYSCTLS, &record)
+    }
+
+    /// Puts a record of sysctls that cannot be understood out of the way, under the name that is returned.
+    ///
+    /// # Errors
+    ///
+    /// What rename(2) says.
+    pub fn set_sysctls_aside(&self) -> Result<PathBuf, StoreError> {
+        let path = self.directory.join(SYSCTLS);
+        let aside = self.directory.join("sysctls.json.broken");
+        fs::rename(&path, &aside).map_err(|source| StoreError::Io { action: "rename", path, source })?;
+        Ok(aside)
     }
 
     fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
@@ -199,6 +265,14 @@ impl Store {
     fn prepare(&self) -> Result<(), StoreError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
         made.map_err(|source| StoreError::Io { action: "make", path: self.directory.clone(), source })
+    }
+}
+
+fn locked(file: File, path: PathBuf) -> Result<Guard, StoreError> {
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(Guard { _file: file }),
+        Err((_, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path }),
+        Err((_, errno)) => Err(StoreError::Io { action: "lock", path, source: errno.into() }),
     }
 }
 

@@ -230,7 +230,7 @@ fn answers_for_programs_have_the_documented_keys() {
         assert_eq!((&verified["probes"], &verified["mismatches"]), (&verified["proven"], &Value::Array(vec![])));
         let why = json("why web db:sql");
         assert!(why["packets"].as_u64().is_some_and(|packets| packets > 0), "verify has just used it: {why}");
-        assert_eq!(keys(&json("down")), ["done", "network"]);
+        assert_eq!(keys(&json("down")), ["done", "network", "notes"]);
     });
 }
 

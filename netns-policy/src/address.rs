@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! - Sticky: adding, removing, renaming (`was`) or reordering services never renumbers another.
-//! - An address that was given up is not given to somebody else for [`KEEP_SECONDS`].
+//! - An address that was given up is not given to somebody else for [`KEEP_SECONDS`], unless the policy fixes it.
 //! - Peers and the fabric's own ends have sub-prefixes of both pools that no service ever gets, from the first
 //!   release on, so that later features renumber nobody.
 //!
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::graph::{AllowGraph, Service};
+use crate::graph::{AllowGraph, Network, Service};
 use crate::name::ServiceName;
 use crate::topology::Place;
 
@@ -112,13 +112,44 @@ pub struct AddressBook {
     pub next_index: u32,
 }
 
+impl AddressBook {
+    /// The book that is made up when none is recorded, from the addresses that services were `seen` to have: who runs
+    /// already keeps them.
+    ///
+    /// A service may have given itself others: it is in the book only where exactly one of its IPv4 addresses is one
+    /// that services get, and nobody else has it too.
+    pub fn of_seen(network: &Network, seen: &BTreeMap<String, BTreeSet<IpAddr>>) -> Self {
+        let usable = |addresses: &BTreeSet<IpAddr>| -> (Vec<Ipv4Addr>, Vec<Ipv6Addr>) {
+            let own4 = addresses.iter().copied().filter_map(v4);
+            let own6 = addresses.iter().copied().filter_map(v6);
+            let pool6 = |address: &Ipv6Addr| network.pool6.is_some_and(|pool| is_for_services6(pool, *address));
+            (
+                own4.filter(|address| candidates4(network.pool4).any(|one| one == *address)).collect(),
+                own6.filter(pool6).collect(),
+            )
+        };
+        let alone = |address: IpAddr| seen.values().filter(|addresses| addresses.contains(&address)).count() == 1;
+        let entries = seen.iter().filter_map(|(name, addresses)| {
+            let (own4, own6) = usable(addresses);
+            let [address4] = own4[..] else { return None };
+            let address6 = <[Ipv6Addr; 1]>::try_from(own6).ok().map(|[one]| one).filter(|one| alone((*one).into()));
+            alone(address4.into()).then(|| (name.clone(), Entry { address4, address6, retired: None }))
+        });
+        let services: BTreeMap<_, _> = entries.collect();
+        if services.is_empty() {
+            return Self::default();
+        }
+        Self { pool4: Some(network.pool4), pool6: network.pool6, services, next_index: 0 }
+    }
+}
+
 /// The recorded addresses of one service.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// IPv4.
     pub address4: Ipv4Addr,
-    /// IPv6, while the policy has a pool for it.
+    /// IPv6, if the policy has a pool for it, or once had.
     pub address6: Option<Ipv6Addr>,
     /// Seconds since 1970 at which the service was first missing from the policy.
     pub retired: Option<u64>,
@@ -200,10 +231,14 @@ impl AddressPlan {
             if let Some(v6) = v6 {
                 free6.take(IpAddr::V6(v6), &service.name);
             }
-            let entry = Entry { address4: v4, address6: v6, retired: None };
+            // Switching IPv6 off for a while forgets nothing.
+            let kept6 = v6.or(recorded.and_then(|entry| entry.address6));
+            let entry = Entry { address4: v4, address6: kept6, retired: None };
             book.services.insert(service.name.to_string(), entry);
             services.insert(service.name.clone(), Addresses { v4, v6 });
         }
+        let given = |entry: &Entry| services.values().any(|own| own.v4 == entry.address4 || same6(*own, entry));
+        book.services.retain(|_, entry| entry.retired.is_none() || !given(entry));
         Ok(Self { services, pool4, pool6, book })
     }
 
@@ -284,9 +319,10 @@ impl Free {
         let mut free = Self { taken: recorded.collect() };
         // A fixed address is taken before anybody without one is asked, wherever it stands in the file.
         for service in graph.services() {
-            let fixed = [service.address4.map(IpAddr::V4), service.address6.map(IpAddr::V6)];
-            for address in fixed.into_iter().flatten() {
-                free.taken.entry(address).or_insert_with(|| service.name.to_string());
+            for address in fixed(service) {
+                if free.owner(address).is_none_or(|owner| yields(book, graph, owner, address)) {
+                    free.take(address, &service.name);
+                }
             }
         }
         free
@@ -303,6 +339,22 @@ impl Free {
     fn take(&mut self, address: IpAddr, name: &ServiceName) {
         self.taken.insert(address, name.to_string());
     }
+}
+
+fn fixed(service: &Service) -> impl Iterator<Item = IpAddr> {
+    [service.address4.map(IpAddr::V4), service.address6.map(IpAddr::V6)].into_iter().flatten()
+}
+
+/// Whether the recorded owner leaves `address` to a service for which it is fixed: it has gone, or another is fixed for
+/// itself.
+fn yields(book: &AddressBook, graph: &AllowGraph, owner: &str, address: IpAddr) -> bool {
+    let gone = book.services.get(owner).is_some_and(|entry| entry.retired.is_some());
+    let elsewhere = |other: IpAddr| other.is_ipv4() == address.is_ipv4() && other != address;
+    gone || graph.service(owner).is_some_and(|owner| fixed(owner).any(elsewhere))
+}
+
+fn same6(own: Addresses, entry: &Entry) -> bool {
+    own.v6.is_some() && own.v6 == entry.address6
 }
 
 fn keep_pool(
@@ -386,9 +438,7 @@ fn address6(
             let service = service.name.to_string();
             return Err(AddressError::Outside { address: fixed.into(), service, pool: pool.to_string() });
         }
-        let top_bit = 1u128 << (127 - pool.prefix());
-        let reserved = u128::from(fixed) & top_bit != 0 || fixed == pool.network();
-        check_owner(fixed.into(), reserved, service, free)?;
+        check_owner(fixed.into(), !is_for_services6(pool, fixed), service, free)?;
         return Ok(fixed);
     }
     if let Some(address) = recorded.and_then(|entry| entry.address6) {
@@ -406,6 +456,11 @@ fn candidates4(pool: Ipv4Network) -> impl Iterator<Item = Ipv4Addr> {
     (first + 1..first + 2 * quarter)
         .chain(first + 3 * quarter..(last - 15).max(first + 3 * quarter))
         .map(Ipv4Addr::from)
+}
+
+fn is_for_services6(pool: Ipv6Network, address: Ipv6Addr) -> bool {
+    let top_bit = 1u128 << (127 - pool.prefix());
+    pool.contains(address) && u128::from(address) & top_bit == 0 && address != pool.network()
 }
 
 /// How many services a pool has addresses for.

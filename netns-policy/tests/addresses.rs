@@ -190,6 +190,9 @@ impl History {
             }
             prop_assert_eq!(own.v6.is_some(), self.ipv6);
         }
+        // Who had it and came back, or lost it to a fixed address, holds it no longer.
+        let back = |by: &String| self.services.iter().any(|(name, s)| name == by || s.was.as_ref() == Some(by));
+        self.given_up.retain(|address, (_, by)| !seen.contains(address) && !back(by));
         for (name, before) in &self.had {
             let renamed = self.services.iter().any(|(_, service)| service.was.as_ref() == Some(name));
             if !has.contains_key(name) && !renamed {
@@ -199,7 +202,7 @@ impl History {
         // Switching IPv6 off for a while forgets nothing.
         let remember = |(name, own): (String, Addresses)| {
             let v6 = own.v6.or(self.had.get(&name).and_then(|had| had.v6));
-            (name, Addresses { v6: v6.filter(|_| self.ipv6), ..own })
+            (name, Addresses { v6, ..own })
         };
         self.had = has.into_iter().map(remember).collect();
         Ok(())
@@ -338,4 +341,48 @@ fn a_fixed_address_must_be_free() {
     let plan = assign(&text(POOL4, None, &services), &AddressBook::default(), 0).unwrap();
     assert_eq!(plan.service("b").unwrap().v4.to_string(), "10.231.0.1");
     assert_ne!(plan.service("a").unwrap().v4.to_string(), "10.231.0.1");
+}
+
+fn fixed(name: &str, host: Option<u8>) -> (String, Service) {
+    let address4 = host.map(|host| Ipv4Addr::new(10, 31, 0, host));
+    (name.to_owned(), Service { address4, ..Service::default() })
+}
+
+fn with(services: &[(&str, Option<u8>)], book: &AddressBook, now: u64) -> Result<AddressPlan, AddressError> {
+    let services: Vec<_> = services.iter().map(|(name, host)| fixed(name, *host)).collect();
+    assign(&text("10.31.0.0/24", Some("fd00:1:2::/48"), &services), book, now)
+}
+
+#[test]
+fn two_fixed_addresses_swap_but_nobody_loses_one_that_is_not_fixed() {
+    let first = with(&[("a", Some(7)), ("b", Some(8))], &AddressBook::default(), 0).unwrap();
+    let swapped = with(&[("a", Some(8)), ("b", Some(7))], first.book(), 1).unwrap();
+    assert_eq!(swapped.service("a").unwrap().v4, Ipv4Addr::new(10, 31, 0, 8));
+    assert_eq!(swapped.service("b").unwrap().v4, Ipv4Addr::new(10, 31, 0, 7));
+    let clash = with(&[("a", Some(8)), ("b", None)], first.book(), 1);
+    assert!(matches!(clash, Err(AddressError::Taken { .. })), "{clash:?}");
+}
+
+#[test]
+fn an_address_that_is_kept_for_who_has_gone_goes_to_who_fixes_it() {
+    let first = with(&[("a", Some(7)), ("b", None)], &AddressBook::default(), 0).unwrap();
+    let gone = with(&[("b", None)], first.book(), 1).unwrap();
+    assert!(gone.book().services.contains_key("a"));
+    let fixed = with(&[("b", None), ("c", Some(7))], gone.book(), 2).unwrap();
+    assert_eq!(fixed.service("c").unwrap().v4, Ipv4Addr::new(10, 31, 0, 7));
+    assert!(!fixed.book().services.contains_key("a"), "nothing is recorded twice");
+}
+
+#[test]
+fn ipv6_that_is_switched_off_for_a_while_comes_back_as_it_was() {
+    let service = |fixed: Option<&str>| {
+        let address6 = fixed.map(|fixed| fixed.parse().unwrap());
+        [("a".to_owned(), Service { address6, ..Service::default() })]
+    };
+    let pool = Some("fd00:1:2::/48");
+    let first = assign(&text("10.31.0.0/24", pool, &service(Some("fd00:1:2::7"))), &AddressBook::default(), 0).unwrap();
+    let off = assign(&text("10.31.0.0/24", None, &service(None)), first.book(), 1).unwrap();
+    assert_eq!(off.service("a").unwrap().v6, None);
+    let on = assign(&text("10.31.0.0/24", pool, &service(None)), off.book(), 2).unwrap();
+    assert_eq!(on.service("a"), first.service("a"));
 }

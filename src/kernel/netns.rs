@@ -8,9 +8,10 @@
 //! - No fork.
 
 #![allow(clippy::disallowed_methods, reason = "this is the one place where a thread changes namespace")]
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -103,13 +104,67 @@ impl Netns {
     }
 }
 
-/// Pins the namespace of the calling thread at `path`.
+/// Pins the namespace of the calling thread at `path`. Who was killed between the two steps of this has left a file
+/// that pins nothing; it makes way.
 fn pin(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).open(path)?;
+    let _lock = lock(directory_of(path))?;
+    remove_if_leftover(path)?;
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|errno| {
         std::fs::remove_file(path).ok();
         io::Error::from(errno)
-    })
+    })?;
+    // Of the file below, which is what another mount namespace sees: there too it can be told from a leftover.
+    file.set_permissions(Permissions::from_mode(FINISHED))
+}
+
+/// The mode of a file on which something was mounted; ip-netns(8) gives its files the same.
+const FINISHED: u32 = 0;
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Keeps others of us from pinning in `dir`, and `ip netns` from preparing it.
+fn lock(dir: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(dir)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+}
+
+/// Whether the file at `path` is what is left of a pin that was never finished: empty, regular, and nothing was ever
+/// mounted on it.
+pub fn is_leftover(path: &Path) -> bool {
+    let (Ok(file), Ok(dir)) = (std::fs::symlink_metadata(path), std::fs::metadata(directory_of(path))) else {
+        return false;
+    };
+    // A pin is a file of nsfs, on a device of its own.
+    file.is_file() && file.len() == 0 && file.dev() == dir.dev() && file.mode() & 0o777 != FINISHED
+}
+
+/// Removes what is left in `dir` of pins that were never finished, where the name is `ours`.
+///
+/// # Errors
+///
+/// What readdir(3), flock(2) or unlink(2) say.
+pub fn remove_leftovers(dir: &Path, ours: impl Fn(&str) -> bool) -> io::Result<()> {
+    let is_leftover = |name: &String| ours(name) && is_leftover(&dir.join(name));
+    let left: Vec<_> = pinned(dir)?.into_iter().filter(is_leftover).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    // What another one is pinning just now is finished once the lock is ours.
+    let _lock = lock(dir)?;
+    left.iter().try_for_each(|name| remove_if_leftover(&dir.join(name)))
+}
+
+fn remove_if_leftover(path: &Path) -> io::Result<()> {
+    if !is_leftover(path) {
+        return Ok(());
+    }
+    match std::fs::remove_file(path) {
+        // Something is mounted there that looks like nothing: it stays, and is in the way.
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Takes the pin at `path` away. The namespace goes when the last process in it does.
@@ -139,7 +194,7 @@ pub fn unpin(path: &Path) -> io::Result<()> {
 pub fn prepare_directory(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
     // `ip netns add` takes the same lock: two that looked at once would stack two mounts.
-    let _lock = Flock::lock(File::open(dir)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let _lock = lock(dir)?;
     let dir = dir.canonicalize()?;
     let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
     let listed = PathBuf::from(escaped(&dir));

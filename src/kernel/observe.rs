@@ -7,7 +7,7 @@ use std::path::Path;
 use netns_policy::desired::{Files, HostRoute, Route};
 use netns_policy::observed::{Link, Namespace, Observed};
 use netns_policy::ruleset::Counters;
-use netns_policy::ruleset::compile::TABLE;
+use netns_policy::ruleset::compile::{TABLE, unrecorded};
 use netns_policy::topology::{Place, fabric_netns, is_netns_of, leg_link};
 
 use super::address::Address;
@@ -27,7 +27,7 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
     let names = netns::pinned(directory).map_err(super::file_error("read", directory))?;
     let (fabric, others): (Vec<_>, Vec<_>) = names
         .into_iter()
-        .filter(|name| is_netns_of(&linux.network, name))
+        .filter(|name| is_netns_of(&linux.network, name) && !netns::is_leftover(&linux.pin(name)))
         .partition(|name| *name == fabric_netns(&linux.network));
     // The fabric first: what it says of the others, nobody inside them can change.
     for name in fabric {
@@ -58,6 +58,8 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
         }
     }
     host_side(linux, &mut observed)?;
+    let unrecorded = unrecorded(&linux.network, &observed);
+    observed.host.before.extend(unrecorded);
     observed.files = files(linux)?;
     Ok(observed)
 }

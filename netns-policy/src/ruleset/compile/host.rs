@@ -11,6 +11,8 @@ use super::lock::{Elements, called, callers, connection_sets, known};
 use super::outside::{join, not_direct};
 use super::vocabulary::{BOTH, ESTABLISHED, Load, RELATED, TCP, Version, base_chain, interval, key, rule};
 use super::{Source, host_table};
+use crate::name::NetworkName;
+use crate::observed::Observed;
 use crate::ruleset::{Chain, ChainKind, Family, HookPoint, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::{Place, leg_link};
 
@@ -109,12 +111,59 @@ fn guard(source: &Source) -> Vec<Rule> {
     let mut rules = Vec::new();
     if off("net/ipv4/ip_forward") {
         let ours = source.host.uplinks4.iter().filter(|link| off(&format!("net/ipv4/conf/{link}/forwarding")));
-        rules.extend(ours.map(|link| rule().nfproto(Version::V4).iifname(link).oif_is_not_ours().counter().drop()));
+        rules.extend(ours.map(|link| guard4(link)));
     }
     if off("net/ipv6/conf/all/forwarding") && !source.host.uplinks6.is_empty() {
-        rules.push(rule().nfproto(Version::V6).iif_is_not_ours().oif_is_not_ours().counter().drop());
+        rules.push(guard6());
     }
     rules
+}
+
+fn guard4(link: &str) -> Rule {
+    rule().nfproto(Version::V4).iifname(link).oif_is_not_ours().counter().drop()
+}
+
+/// All links: where the one switch for all was off, nothing came from any to any.
+fn guard6() -> Rule {
+    rule().nfproto(Version::V6).iif_is_not_ours().oif_is_not_ours().counter().drop()
+}
+
+/// What sysctls were before us, where the record of that is lost but our traces in the kernel tell: the guard stands in
+/// our table only for what was off. Where the table is gone too and our leg is there, what is on was switched on by us.
+pub fn unrecorded(network: &NetworkName, observed: &Observed) -> BTreeMap<String, String> {
+    let host = &observed.host;
+    let name = leg_link(network);
+    let own = format!("net/ipv4/conf/{name}/forwarding");
+    let leg = observed.host_links.get(name.as_str());
+    let table = observed.host_rules.tables.get(&(Family::Inet, format!("{}-{network}", super::TABLE)));
+    if host.before.contains_key(&own) || (leg.is_none() && table.is_none()) {
+        return BTreeMap::new();
+    }
+    let forward = table.and_then(|table| table.chains.get("forward"));
+    let guarded = |guard: &Rule| match table {
+        Some(_) => forward.is_some_and(|chain| chain.rules.contains(guard)),
+        None => leg.is_some(),
+    };
+    let on = |path: &str| host.sysctls.get(path).is_some_and(|value| value == "1");
+    let mut paths: Vec<String> = Vec::new();
+    if !on("net/ipv4/ip_forward") {
+        let ours = host.uplinks4.iter().filter(|link| guarded(&guard4(link)));
+        paths.extend(ours.map(|link| format!("net/ipv4/conf/{link}/forwarding")));
+        paths.extend(leg.map(|_| own));
+    }
+    let has6 = leg.is_none_or(|leg| leg.addresses.iter().any(|address| is_global6(*address)));
+    if has6 && !host.uplinks6.is_empty() && guarded(&guard6()) {
+        paths.push("net/ipv6/conf/all/forwarding".into());
+    }
+    paths
+        .into_iter()
+        .filter(|path| on(path) && !host.before.contains_key(path))
+        .map(|path| (path, "0".into()))
+        .collect()
+}
+
+fn is_global6(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if !address.is_unicast_link_local())
 }
 
 fn from_fabric() -> Vec<Rule> {

@@ -25,7 +25,7 @@ use crate::network::HostNetwork;
 use crate::topology::Place;
 
 pub use grant::{Grant, grants};
-pub use host::PASSED;
+pub use host::{PASSED, unrecorded};
 pub use outside::is_public;
 pub use panel::wire_chain;
 pub use uplink::LEG;

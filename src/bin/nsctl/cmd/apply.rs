@@ -54,8 +54,11 @@ pub fn down(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     }
     if args.json {
         let done: Vec<_> = removed.report.done.iter().map(ToString::to_string).collect();
-        output::answer(&json!({ "network": removed.network.to_string(), "done": done }));
-    } else if removed.report.done.is_empty() {
+        output::answer(&json!({ "network": removed.network.to_string(), "done": done, "notes": removed.notes }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    removed.notes.iter().for_each(output::talk);
+    if removed.report.done.is_empty() {
         output::line(format_args!("nothing of network {} is there", removed.network));
     } else {
         output::line(format_args!("network {} is removed; its addresses stay recorded", removed.network));
