@@ -12,7 +12,7 @@
 //! pool6  host bits 0... services   10... peers   11... ours
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
@@ -437,10 +437,4 @@ fn v6(address: IpAddr) -> Option<Ipv6Addr> {
         IpAddr::V4(_) => None,
         IpAddr::V6(address) => Some(address),
     }
-}
-
-/// The names whose recorded addresses differ between two books, for the plan's talk.
-pub fn changed(before: &AddressBook, after: &AddressBook) -> BTreeSet<String> {
-    let differs = |(name, entry): &(&String, &Entry)| before.services.get(*name).is_some_and(|old| old != *entry);
-    after.services.iter().filter(differs).map(|(name, _)| name.clone()).collect()
 }
