@@ -80,7 +80,8 @@ pub fn verify(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, MatrixError> {
     let planned = nsctl.plan().map_err(Box::new)?;
-    if let Some(what) = crate::status::drift(&planned).into_iter().next() {
+    // What is foreign is told by `status`; it is no reason not to look.
+    if let Some(what) = crate::status::undone(&planned).into_iter().next() {
         return Err(MatrixError::NotApplied { what });
     }
     compare(&planned, outside, &nsctl.options().netns, progress)

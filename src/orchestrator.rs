@@ -94,10 +94,10 @@ pub enum Error {
     /// The kernel cannot be asked.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// No policy and no state that says which network is meant.
-    #[error("which network? there is no policy, and the state directory knows {} networks", known.len())]
+    /// There is no policy, and neither what is recorded nor what exists says which network is meant.
+    #[error("which network? there is no policy, and {} networks are known", known.len())]
     NoNetwork {
-        /// The networks it knows.
+        /// The networks that are known.
         known: Vec<NetworkName>,
     },
     /// The policy is wrong.
@@ -153,6 +153,8 @@ pub enum Error {
     Usage {
         /// What is wrong with it.
         message: String,
+        /// What to ask for instead.
+        help: Option<String>,
     },
     /// The connections cannot be tried.
     #[error(transparent)]
@@ -335,7 +337,15 @@ impl Orchestrator {
     ///
     /// [`Error::NoNetwork`] when neither a policy nor the state says which; [`Error::Step`] as for apply.
     pub fn down(&self) -> Result<Removed, Error> {
-        let network = self.network()?;
+        self.remove(self.network()?)
+    }
+
+    /// Removes all that is ours of this network, as [`Orchestrator::down`] does. Asks for no policy.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Step`] as for apply.
+    pub fn remove(&self, network: NetworkName) -> Result<Removed, Error> {
         let store = self.store(&network);
         let mut notes = Vec::new();
         let _guard = lock_for_down(&store, &mut notes)?;
@@ -417,21 +427,32 @@ impl Orchestrator {
             .collect())
     }
 
-    /// Which network is meant: the policy's, else the only one that the state directory knows.
+    /// Which network is meant: the policy's, else the only one that is recorded or exists.
     ///
     /// # Errors
     ///
-    /// [`Error::NoNetwork`].
+    /// [`Error::NoNetwork`]; what is wrong with the policy, where one is named or would say which network is meant.
     pub fn network(&self) -> Result<NetworkName, Error> {
         match self.check() {
             Ok(checked) => Ok(checked.graph.network().name.clone()),
             // A named policy that is wrong is an error; that there is none is not.
             Err(e) if !self.options.policy.is_empty() => Err(e),
-            Err(_) => match Store::networks(&self.options.state)?.as_slice() {
-                [only] => Ok(only.clone()),
-                known => Err(Error::NoNetwork { known: known.to_vec() }),
+            Err(refused) => match (self.networks()?.as_slice(), refused) {
+                ([only], _) => Ok(only.clone()),
+                (known, Error::Read(ReadError::Missing { .. })) => Err(Error::NoNetwork { known: known.to_vec() }),
+                (_, refused) => Err(refused),
             },
         }
+    }
+
+    /// The networks that have state, and those whose fabric is there although their state is not.
+    fn networks(&self) -> Result<Vec<NetworkName>, Error> {
+        let directory = &self.options.netns;
+        let pins = netns::pinned(directory);
+        let pins = pins.map_err(|source| KernelError::File { action: "read", path: directory.clone(), source })?;
+        let there = pins.iter().filter_map(|pin| pin.strip_suffix("+fabric")?.parse().ok());
+        let known: BTreeSet<NetworkName> = Store::networks(&self.options.state)?.into_iter().chain(there).collect();
+        Ok(known.into_iter().collect())
     }
 
     /// The kernel as this network sees it.

@@ -88,6 +88,18 @@ impl ReadError {
         }
     }
 
+    /// The file it is about, where it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Missing { paths } => paths.first().filter(|_| paths.len() == 1).map(PathBuf::as_path),
+            Self::TooMany { .. } => None,
+            Self::Io { path, .. }
+            | Self::NotRegular { path, .. }
+            | Self::TooLarge { path, .. }
+            | Self::Unknown { path } => Some(path),
+        }
+    }
+
     /// The next move.
     pub fn help(&self) -> &'static str {
         match self {

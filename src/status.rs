@@ -242,12 +242,10 @@ fn add(a: Count, b: Count) -> Count {
     Count { packets: a.packets + b.packets, bytes: a.bytes + b.bytes }
 }
 
-/// Each difference once, in the operator's words: edges and services first, then what else a turn would do.
+/// Each difference once, in the operator's words: edges and services first, then what else a turn would do, then what is
+/// foreign.
 pub fn drift(planned: &Planned) -> Vec<String> {
-    let mut drift: Vec<String> = planned.plan.changes.iter().map(change).collect();
-    let told = !drift.is_empty();
-    let quiet = |step: &&Step| told && !matches!(step, Step::WriteFiles { .. } | Step::SetSysctl { .. });
-    drift.extend(planned.plan.steps.iter().filter(|step| !quiet(step)).map(ToString::to_string));
+    let mut drift = undone(planned);
     let fabric = planned.observed.fabric.iter().flat_map(|fabric| &fabric.foreign_tables);
     drift.extend(fabric.map(|(family, name)| format!("foreign table {family} {name} in the fabric")));
     let restless = planned.observed.namespaces.iter().filter(|(_, namespace)| namespace.restless);
@@ -256,12 +254,24 @@ pub fn drift(planned: &Planned) -> Vec<String> {
     drift
 }
 
+/// What the next turn would do.
+pub fn undone(planned: &Planned) -> Vec<String> {
+    let mut undone: Vec<String> = planned.plan.changes.iter().map(change).collect();
+    let told = !undone.is_empty();
+    // No change tells of these.
+    let apart =
+        |step: &Step| matches!(step, Step::WriteFiles { .. } | Step::SetSysctl { .. } | Step::SetNetnsSysctl { .. });
+    undone.extend(planned.plan.steps.iter().filter(|step| !told || apart(step)).map(ToString::to_string));
+    undone
+}
+
 fn change(change: &Change) -> String {
     match change {
         Change::AddService { name, .. } => format!("service {name} is missing"),
         Change::RemoveService { netns } => format!("namespace {netns} is not in the policy"),
         Change::AddEdge(passage) => format!("edge {passage} is missing"),
         Change::RemoveEdge(passage) => format!("edge {passage} is not in the policy"),
+        Change::Renumber { name, from, to } => format!("{name} has {from} and ought to have {to}"),
         Change::Repair { what } => what.clone(),
     }
 }

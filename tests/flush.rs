@@ -232,7 +232,7 @@ fn without_any_lock_the_panel_still_stands() {
 /// Something that a stranger does, and a word of what `status` says of it.
 type Damage = (&'static str, &'static str);
 
-const DAMAGES: [Damage; 17] = [
+const DAMAGES: [Damage; 20] = [
     ("ip -n f-web link del net0", "the wire of web is missing or changed"),
     ("ip -n f-web link set net0 down", "the wire of web is missing or changed"),
     ("ip -n f-web link set net0 down name eth7", "the wire of web is missing or changed"),
@@ -246,8 +246,11 @@ const DAMAGES: [Damage; 17] = [
     ("ip link del f+host", "edge host -> db:tcp:5432 is missing"),
     ("ip link del f+leg", "create link f+leg to f+uplink"),
     ("ip -n f+uplink link set up0 down", "create link f+leg to f+uplink"),
+    ("ip -n f+uplink route del default dev up0", "create link f+leg to f+uplink"),
+    ("ip netns exec f+uplink sysctl -w net.ipv4.ip_forward=0", "set net.ipv4.ip_forward = 1 in f+uplink"),
+    ("ip netns exec f+fabric sysctl -w net.ipv4.ip_forward=1", "set net.ipv4.ip_forward = 0 in f+fabric"),
     ("ip rule del priority 11102", "route the pool in table"),
-    ("ip netns exec f-db nft flush chain inet nsctl input", "in db"),
+    ("ip netns exec f-db nft flush chain inet nsctl input", "the lock of db is missing or changed"),
     ("ip netns exec f-db nft add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }", "in db"),
     ("ip netns exec f+fabric nft add table netdev somebody", "foreign table netdev somebody in the fabric"),
 ];

@@ -493,9 +493,3 @@ fn v6(address: IpAddr) -> Option<Ipv6Addr> {
         IpAddr::V6(address) => Some(address),
     }
 }
-
-/// The names whose recorded addresses differ between two books, for the plan's talk.
-pub fn changed(before: &AddressBook, after: &AddressBook) -> BTreeSet<String> {
-    let differs = |(name, entry): &(&String, &Entry)| before.services.get(*name).is_some_and(|old| old != *entry);
-    after.services.iter().filter(differs).map(|(name, _)| name.clone()).collect()
-}

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
 
 use crate::address::Addresses;
 use crate::desired::{Desired, Wire};
@@ -20,6 +23,15 @@ pub enum Change {
         name: ServiceName,
         /// Its addresses.
         addresses: Addresses,
+    },
+    /// A place gets other addresses, by a new wire.
+    Renumber {
+        /// A service, `host` or a gateway.
+        name: String,
+        /// What it has.
+        from: Addresses,
+        /// What it gets.
+        to: Addresses,
     },
     /// A service loses its namespace.
     RemoveService {
@@ -42,17 +54,29 @@ pub enum Change {
 pub struct Passage {
     /// The name of the wire it starts at.
     pub from: String,
-    /// The name of the wire it ends at.
+    /// The name of the wire it ends at, or `wan` or `lan`.
     pub to: String,
+    /// The addresses there, as a prefix or `FIRST-LAST`; `None` for a wire and for the whole of `wan`.
+    pub range: Option<String>,
     /// On these ports; `None` for everything (`direct`, `lan`).
     pub ports: Option<Ports>,
 }
 
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.v4)?;
+        self.v6.map_or(Ok(()), |v6| write!(f, " {v6}"))
+    }
+}
+
 impl fmt::Display for Passage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ports {
-            Some(ports) => write!(f, "{} -> {}:{ports}", self.from, self.to),
-            None => write!(f, "{} -> {}", self.from, self.to),
+        write!(f, "{} -> {}", self.from, self.to)?;
+        match (&self.range, self.ports) {
+            (Some(range), Some(ports)) => write!(f, " {range} {ports}"),
+            (Some(range), None) => write!(f, " {range}"),
+            (None, Some(ports)) => write!(f, ":{ports}"),
+            (None, None) => Ok(()),
         }
     }
 }
@@ -64,13 +88,15 @@ pub fn passages(fabric: &Ruleset, names: &BTreeMap<u32, String>) -> BTreeSet<Pas
         let words = word(name);
         set.elements.iter().filter_map(move |(key, out)| {
             let word = words?;
-            let from = names.get(&index(&key.from)?)?.clone();
-            let to = match word {
-                Word::Edge => names.get(&index(out.as_deref()?)?)?.trim_start_matches('+').to_owned(),
-                Word::Outside(word) => word.to_owned(),
-                Word::Somewhere => if is_public(set, key) { "wan" } else { "lan" }.to_owned(),
+            let from = names.get(&index(&key.from)?)?.trim_start_matches('+').to_owned();
+            let there = destination(set, key);
+            let (to, range) = match word {
+                Word::Edge => (names.get(&index(out.as_deref()?)?)?.trim_start_matches('+').to_owned(), None),
+                Word::Wan => ("wan".to_owned(), None),
+                Word::Lan => ("lan".to_owned(), there.map(|(first, last)| range(first, last))),
+                Word::Somewhere => outside(there?),
             };
-            Some(Passage { from: from.trim_start_matches('+').to_owned(), to, ports: ports(set, key) })
+            Some(Passage { from, to, range, ports: ports(set, key) })
         })
     })
     .collect()
@@ -79,7 +105,8 @@ pub fn passages(fabric: &Ruleset, names: &BTreeMap<u32, String>) -> BTreeSet<Pas
 #[derive(Clone, Copy)]
 enum Word {
     Edge,
-    Outside(&'static str),
+    Wan,
+    Lan,
     /// Addresses that the key holds: public ones are `wan`, others `lan`.
     Somewhere,
 }
@@ -87,19 +114,60 @@ enum Word {
 fn word(set: &str) -> Option<Word> {
     match set.trim_end_matches(['4', '6']) {
         "edges" | "edge_ranges" => Some(Word::Edge),
-        "direct" => Some(Word::Outside("wan")),
-        "lan" => Some(Word::Outside("lan")),
+        "direct" => Some(Word::Wan),
+        "lan" => Some(Word::Lan),
         "reach" => Some(Word::Somewhere),
         _ => None,
     }
 }
 
-/// Whether the destination of a `reach` element is public.
-fn is_public(set: &Set, key: &Key) -> bool {
-    // Interface, source, destination.
+/// The destination of an element whose key is interface, source, destination, and perhaps more.
+fn destination(set: &Set, key: &Key) -> Option<(IpAddr, IpAddr)> {
     let width = |n: usize| set.key.iter().take(n).map(|field| field.padded_len()).sum::<usize>();
-    let to = key.from.get(width(2)..width(3)).unwrap_or_default();
-    crate::ruleset::compile::is_public(to)
+    let part = |bytes: &[u8]| address(bytes.get(width(2)..width(3))?);
+    Some((part(&key.from)?, part(key.to.as_ref().unwrap_or(&key.from))?))
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
+/// What a `reach` element is called. What lies between two private ranges is nobody's writing but a part of `wan`.
+fn outside((first, last): (IpAddr, IpAddr)) -> (String, Option<String>) {
+    let is_public = |address: IpAddr| match address {
+        IpAddr::V4(v4) => crate::ruleset::compile::is_public(&v4.octets()),
+        IpAddr::V6(v6) => crate::ruleset::compile::is_public(&v6.octets()),
+    };
+    let borders = |beside: Option<IpAddr>| beside.is_none_or(|beside| !is_public(beside));
+    match is_public(first) {
+        true if borders(beside(first, -1)) && borders(beside(last, 1)) => ("wan".to_owned(), None),
+        true => ("wan".to_owned(), Some(range(first, last))),
+        false => ("lan".to_owned(), Some(range(first, last))),
+    }
+}
+
+/// The address `by` further on, if there is one.
+fn beside(address: IpAddr, by: i8) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().checked_add_signed(by.into()).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(v6) => v6.to_bits().checked_add_signed(by.into()).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
+/// A prefix where the range is one, else both ends.
+fn range(first: IpAddr, last: IpAddr) -> String {
+    let width = if first.is_ipv4() { 32 } else { 128 };
+    let prefixes = (0..=width).filter_map(|length| IpNetwork::new(first, length).ok());
+    let is_range = |prefix: &IpNetwork| prefix.network() == first && end(prefix) == last;
+    prefixes.into_iter().find(is_range).map_or_else(|| format!("{first}-{last}"), |prefix| prefix.to_string())
+}
+
+fn end(prefix: &IpNetwork) -> IpAddr {
+    match prefix {
+        IpNetwork::V4(prefix) => prefix.broadcast().into(),
+        IpNetwork::V6(prefix) => prefix.broadcast().into(),
+    }
 }
 
 fn index(bytes: &[u8]) -> Option<u32> {
@@ -134,7 +202,7 @@ pub fn joined(passages: BTreeSet<Passage>) -> Vec<Passage> {
     let mut joined: Vec<Passage> = Vec::new();
     for next in passages {
         if let (Some(last), Some(ports)) = (joined.last_mut(), next.ports)
-            && (last.from == next.from && last.to == next.to)
+            && (last.from == next.from && last.to == next.to && last.range == next.range)
             && let Some(before) = last.ports
             && before.protocol() == ports.protocol()
             && u32::from(ports.lo()) <= u32::from(before.hi()) + 1
@@ -174,7 +242,9 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
             }
             _ if known && observed.fabric.is_some() && observed.whole_wire(wire).is_none() => {
                 let new_host_wire = *place == Place::Host && observed.inner_link(wire).is_none();
-                if !new_host_wire {
+                if let Some(from) = renumbered(observed, wire) {
+                    changes.push(Change::Renumber { name: place.to_string(), from, to: wire.addresses });
+                } else if !new_host_wire {
                     changes.push(Change::Repair { what: format!("the wire of {place} is missing or changed") });
                 }
             }
@@ -197,6 +267,17 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
     changes.extend(gone.into_iter().map(Change::RemoveEdge));
     changes.extend(come.into_iter().map(Change::AddEdge));
     changes
+}
+
+/// The addresses that a wire has, if they are others than it ought to have and nobody took one away.
+fn renumbered(observed: &Observed, wire: &Wire) -> Option<Addresses> {
+    let has = &observed.inner_link(wire)?.addresses;
+    let v4 = has.iter().find_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None })?;
+    let global = |v6: &Ipv6Addr| !v6.is_unicast_link_local();
+    let v6 = has.iter().find_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }.filter(global));
+    let from = Addresses { v4, v6 };
+    let differs = v4 != wire.addresses.v4 || (v6.is_some() && wire.addresses.v6.is_some() && v6 != wire.addresses.v6);
+    differs.then_some(from)
 }
 
 /// Rules that are there and are not as they were made; what only comes or goes with edges is told as edges.
@@ -244,9 +325,26 @@ mod tests {
 
     #[test]
     fn neighbouring_ports_are_shown_as_the_range_they_came_from() {
-        let passage =
-            |lo, hi| Passage { from: "a".into(), to: "b".into(), ports: Ports::new(Protocol::Tcp, lo, hi).ok() };
+        let passage = |lo, hi| Passage {
+            from: "a".into(),
+            to: "b".into(),
+            range: None,
+            ports: Ports::new(Protocol::Tcp, lo, hi).ok(),
+        };
         let set = BTreeSet::from([passage(1, 1), passage(2, 2), passage(3, 3), passage(9, 9)]);
         assert_eq!(joined(set), [passage(1, 3), passage(9, 9)]);
+    }
+    #[test]
+    fn a_range_outside_is_told_as_it_is_written_and_the_whole_internet_by_its_name() {
+        let named = |first: &str, last: &str| {
+            let (to, range) = outside((first.parse().unwrap(), last.parse().unwrap()));
+            format!("{to} {}", range.unwrap_or_default())
+        };
+        assert_eq!(named("192.168.1.20", "192.168.1.20"), "lan 192.168.1.20/32");
+        assert_eq!(named("192.168.0.0", "192.168.255.255"), "lan 192.168.0.0/16");
+        assert_eq!(named("10.0.0.0", "10.230.255.255"), "lan 10.0.0.0-10.230.255.255");
+        assert_eq!(named("fd00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), "lan fd00::/8");
+        assert_eq!(named("1.0.0.0", "9.255.255.255"), "wan ");
+        assert_eq!(named("8.8.8.0", "8.8.8.255"), "wan 8.8.8.0/24");
     }
 }

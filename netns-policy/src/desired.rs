@@ -109,6 +109,12 @@ pub struct HostRoute {
     pub passed: Vec<IpNetwork>,
 }
 
+/// The sysctls of the fabric that keep it from routing: it hands frames on, and nothing else may.
+pub const FABRIC_SYSCTLS: [(&str, &str); 2] = [("net/ipv4/ip_forward", "0"), ("net/ipv6/conf/all/disable_ipv6", "1")];
+
+/// The sysctls by which the gateway `uplink` routes.
+pub const UPLINK_SYSCTLS: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
+
 /// The files that a service sees in place of the host's.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Files {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::exposure::{Exposure, Way};
-use crate::graph::{AllowGraph, Cause, Edge, Location, Origin, Outbound, Service, Target};
+use crate::graph::{AllowGraph, Cause, Dns, Edge, Location, Origin, Outbound, Service, Target};
 use crate::never::{Never, Start};
 use crate::port::{InvalidPort, Ports, Protocol, number};
 use crate::suggest::did_you_mean;
@@ -107,8 +107,8 @@ impl ExplainError {
 
 /// Whether `from` may open a connection to `port` of `to`, and why.
 ///
-/// `from` is a service, `host`, a peer, `wan` or `lan`; `to` is a service, `host`, `wan`, `lan` or `metadata`; `port`
-/// is a name of the target's, `tcp:8332`, `8332` (TCP is meant), or empty for any.
+/// `from` is a service, `host`, a peer, `wan` or `lan`; `to` is a service, `host`, `wan`, `lan`,
+/// `metadata` or `uplink`, which resolves names; `port` is a name of the target's, `tcp:8332`, `8332` (TCP is meant), or empty for any.
 ///
 /// # Errors
 ///
@@ -129,6 +129,8 @@ enum Goal {
     Disabled,
     Lan,
     Metadata,
+    /// The gateway, which resolves names for those with `dns = "direct"`.
+    Uplink,
     Wan,
 }
 
@@ -158,6 +160,7 @@ fn goal(graph: &AllowGraph, name: &str) -> Result<Goal, ExplainError> {
     match (service_name(graph, name), graph.service(name)) {
         (Some(name), Some(_)) => Ok(Goal::Inside(Target::Service(name))),
         (Some(_), None) => Ok(Goal::Disabled),
+        (None, _) if name == "uplink" => Ok(Goal::Uplink),
         (None, _) => Err(unknown("service", name, services(graph).chain(["host", "lan", "metadata", "wan"]))),
     }
 }
@@ -243,6 +246,7 @@ impl Question<'_> {
                 _ => self.through_exposure(target),
             },
             Goal::Lan | Goal::Metadata | Goal::Wan => self.outside(),
+            Goal::Uplink => self.resolver(),
         }
     }
 
@@ -297,6 +301,20 @@ impl Question<'_> {
             _ => format!("{} has no outbound {word} for this", self.from),
         };
         self.no(reason)
+    }
+
+    /// The gateway answers for names and nothing else.
+    fn resolver(&self) -> Answer {
+        let asks = self.service().filter(|service| service.dns == Dns::Direct);
+        let is_dns = self.ports.is_none_or(|ports| (ports.lo(), ports.hi()) == (53, 53));
+        match asks {
+            Some(service) if is_dns => {
+                let what = format!("{} -> {} by dns = \"direct\"", self.from, colon(self.to, self.port));
+                Answer::Yes(Reach { what, at: Some(service.at.clone()) })
+            }
+            Some(_) => self.no("uplink answers on port 53 only".to_owned()),
+            None => self.no(format!("{} has no `dns = \"direct\"`, for which alone uplink answers", self.from)),
+        }
     }
 
     fn opens_metadata(&self, outbound: &Outbound) -> bool {

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
-
 use crate::desired::{Files, HostRoute, Route, Wire, alias};
 use crate::name::{NetworkName, ServiceName};
 use crate::network::HostNetwork;
@@ -53,6 +51,8 @@ pub struct Namespace {
     pub generation: u32,
     /// Its rules could not be read: somebody inside changes them without pause. [`Namespace::rules`] is empty then.
     pub restless: bool,
+    /// The sysctls that decide what it forwards, by path below `/proc/sys`; of a service none, they are its own.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// One link.
@@ -139,9 +139,4 @@ impl Observed {
             && self.host_route.is_none()
             && self.files.is_empty()
     }
-}
-
-/// A prefix as the kernel writes it: host bits cleared.
-pub fn canonical(prefix: IpNetwork) -> IpNetwork {
-    IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(prefix)
 }

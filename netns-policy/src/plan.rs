@@ -15,7 +15,7 @@ use std::fmt;
 use crate::address::Addresses;
 use crate::changes::{Change, changes};
 use crate::cut::Cuts;
-use crate::desired::{Desired, Files, HostRoute, Leg, Route, Wire, alias};
+use crate::desired::{Desired, FABRIC_SYSCTLS, Files, HostRoute, Leg, Route, UPLINK_SYSCTLS, Wire, alias};
 use crate::name::ServiceName;
 use crate::observed::{Link, Observed};
 use crate::ruleset::delta::{Delta, Op, TableId};
@@ -115,6 +115,15 @@ pub enum Step {
         /// The value.
         value: String,
     },
+    /// Sets a sysctl of a namespace of ours, which somebody changed.
+    SetNetnsSysctl {
+        /// The namespace.
+        netns: String,
+        /// Path below `/proc/sys`.
+        path: String,
+        /// The value.
+        value: String,
+    },
     /// Sets a sysctl of the host back to what it was before us, and forgets it.
     RestoreSysctl {
         /// Path below `/proc/sys`.
@@ -154,6 +163,9 @@ impl fmt::Display for Step {
             }
             Self::SetHostRoute(route) => write!(f, "route the pool in table {} of the host", route.table),
             Self::SetSysctl { path, value } => write!(f, "set {} = {value}", path.replace('/', ".")),
+            Self::SetNetnsSysctl { netns, path, value } => {
+                write!(f, "set {} = {value} in {netns}", path.replace('/', "."))
+            }
             Self::RestoreSysctl { path, value } => write!(f, "restore {} = {value}", path.replace('/', ".")),
             Self::Settle(indexes) => write!(f, "wait for {}", count(indexes.len(), "wire")),
             Self::WriteFiles { service, .. } => write!(f, "write the hosts file of {service}"),
@@ -388,7 +400,28 @@ impl Steps<'_> {
         let new = self.missing().map(|wire| wire.index);
         let raise: Vec<u32> = lowered.map(|wire| wire.index).chain(new).collect::<BTreeSet<_>>().into_iter().collect();
         self.push_some(raise, Step::RaiseWires);
+        self.set_inside();
         self.join_host();
+    }
+
+    /// What somebody changed of how the fabric and the gateway forward. A kernel without IPv6 has none of its knobs.
+    fn set_inside(&mut self) {
+        let (observed, desired) = (self.observed, self.desired);
+        let fabric =
+            (!desired.is_nothing()).then(|| (desired.fabric_netns(), observed.fabric.as_ref(), FABRIC_SYSCTLS));
+        let uplink =
+            self.netns(&Place::Uplink).map(|netns| (netns.to_owned(), observed.namespaces.get(netns), UPLINK_SYSCTLS));
+        for (netns, seen, wanted) in fabric.into_iter().chain(uplink) {
+            let changed = |(path, value): &(&str, &str)| {
+                seen.and_then(|seen| seen.sysctls.get(*path)).is_some_and(|seen| seen != value)
+            };
+            let step = |(path, value): (&str, &str)| Step::SetNetnsSysctl {
+                netns: netns.clone(),
+                path: path.to_owned(),
+                value: value.to_owned(),
+            };
+            self.steps.extend(wanted.into_iter().filter(changed).map(step));
+        }
     }
 
     fn join_host(&mut self) {
@@ -498,7 +531,11 @@ impl Steps<'_> {
             let addressed = link.addresses == leg.host.iter().collect();
             // A link that was down for a moment has lost its routes.
             let leads = |from: &Link, to: &Addresses| to.iter().all(|ip| from.routes.iter().any(|r| r.to.ip() == ip));
-            let routed = leads(link, &leg.gateway) && leads(gateway, &leg.host);
+            let out = leg
+                .host
+                .iter()
+                .all(|ip| gateway.routes.iter().any(|r| r.to.prefix() == 0 && r.to.is_ipv4() == ip.is_ipv4()));
+            let routed = leads(link, &leg.gateway) && leads(gateway, &leg.host) && out;
             joined && made && addressed && routed && gateway.addresses == leg.gateway.iter().collect()
         })
     }

@@ -45,6 +45,16 @@ fn an_answer_names_the_edge_or_what_is_missing() {
 }
 
 #[test]
+fn the_gateway_answers_for_names_those_who_ask_it() {
+    let shop =
+        graph("schema = 1\nnetwork.name = \"n\"\n[service.a]\noutbound = \"direct\"\ndns = \"direct\"\n[service.b]\n");
+    let first = |from, port| why(&shop, from, "uplink", port).to_string().lines().next().unwrap().to_owned();
+    assert!(first("a", "udp:53").starts_with("yes  a -> uplink:udp:53 by dns"), "{}", first("a", "udp:53"));
+    assert_eq!(first("a", "80"), "no   uplink answers on port 53 only");
+    assert!(first("b", "53").starts_with("no   b has no `dns = "), "{}", first("b", "53"));
+}
+
+#[test]
 fn a_question_about_nobody_says_who_was_meant() {
     let node = node();
     let shown = |from, to, port| {

@@ -74,7 +74,10 @@ fn in_force(made: &Made) -> Observed {
             routes: other.iter().map(|ip| Route { to: ip.into(), mtu: None, source: None }).collect(),
             ..Link::default()
         };
-        gateway.links.insert(LEG.into(), end(3, 9, leg.gateway, leg.host));
+        let mut out = end(3, 9, leg.gateway, leg.host);
+        let any = ["0.0.0.0/0", "::/0"].map(|to| Route { to: to.parse().unwrap(), mtu: None, source: None });
+        out.routes.extend(any);
+        gateway.links.insert(LEG.into(), out);
         observed.host_links.insert(leg.host_link.to_string(), end(9, 3, leg.host, leg.gateway));
     }
     observed
@@ -111,6 +114,41 @@ fn one_edge_is_the_panel_and_two_locks() {
     let more = BITCOIN_NODE.replace(edge, &format!("{edge}\nconnect.electrs = [\"electrum\"]"));
     golden("one_edge_added", &shown(&plan(&made, &more)));
     golden("one_edge_removed", &shown(&plan(&Made::of(&more), BITCOIN_NODE)));
+}
+
+/// What `plan` says of `new` where `old` is in force.
+fn told(old: &str, new: &str) -> Vec<String> {
+    plan(&Made::of(old), new).changes.iter().map(|change| format!("{change:?}")).collect()
+}
+
+#[test]
+fn a_right_outside_that_comes_or_goes_is_an_edge_of_the_plan() {
+    let wider = SMALL.replace("192.168.1.20/32 tcp:5000", "192.168.0.0/16 tcp:5000");
+    let told = told(SMALL, &wider);
+    assert_eq!(told.len(), 2, "{told:#?}");
+    assert!(told[0].starts_with("RemoveEdge") && told[0].contains("192.168.1.20/32"), "{told:#?}");
+    assert!(told[1].starts_with("AddEdge") && told[1].contains("192.168.0.0/16"), "{told:#?}");
+}
+
+#[test]
+fn another_address_is_told_as_one() {
+    let told = told(SMALL, &SMALL.replace("[service.bravo]", "[service.bravo]\naddress4 = \"10.231.0.77\""));
+    let renumbered: Vec<_> = told.iter().filter(|line| line.starts_with("Renumber")).collect();
+    assert_eq!(renumbered.len(), 1, "{told:#?}");
+    assert!(renumbered[0].contains("bravo") && renumbered[0].contains("10.231.0.77"), "{told:#?}");
+}
+
+#[test]
+fn what_somebody_changed_of_how_the_gateway_forwards_is_set_again() {
+    let made = Made::of(SMALL);
+    let mut observed = in_force(&made);
+    let knob = |value: &str| [("net/ipv4/ip_forward".to_owned(), value.to_owned())].into();
+    observed.namespaces.get_mut("node+uplink").unwrap().sysctls = knob("0");
+    observed.fabric.as_mut().unwrap().sysctls = knob("1");
+    let steps = Plan::between(&observed, &made.desired).steps;
+    let steps: Vec<_> = steps.iter().map(ToString::to_string).collect();
+    let wanted = ["set net.ipv4.ip_forward = 0 in node+fabric", "set net.ipv4.ip_forward = 1 in node+uplink"];
+    assert_eq!(steps, wanted);
 }
 
 #[test]

@@ -58,6 +58,10 @@ pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
         Step::Rules { at, delta, generation, cuts } => rules(linux, at, delta, *generation, cuts),
         Step::SetHostRoute(route) => set_host_route(linux, route),
         Step::SetSysctl { path, value } => set_sysctl(path, value),
+        Step::SetNetnsSysctl { netns, path, value } => {
+            let (path, value) = (path.clone(), value.clone());
+            linux.inside(netns, move || Ok(Sysctl::at(&path).write(&value)?))
+        }
         Step::RestoreSysctl { path, value } => match set_sysctl(path, value) {
             // The link it belonged to is gone, and the setting with it.
             Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),

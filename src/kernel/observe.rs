@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
-use netns_policy::desired::{Files, HostRoute, Route};
+use netns_policy::desired::{FABRIC_SYSCTLS, Files, HostRoute, Route, UPLINK_SYSCTLS};
 use netns_policy::observed::{Link, Namespace, Observed};
 use netns_policy::ruleset::Counters;
-use netns_policy::ruleset::compile::{TABLE, unrecorded};
+use netns_policy::ruleset::compile::{LEG, TABLE, unrecorded};
 use netns_policy::topology::{Place, fabric_netns, is_netns_of, leg_link};
 
 use super::address::Address;
@@ -16,6 +16,7 @@ use super::netlink::{NetlinkError, Rtnl};
 use super::nft::{Dump, NftSocket};
 use super::route::{Route as InForce, RouteType};
 use super::rule::IpRule;
+use super::sysctl::Sysctl;
 use super::{GROUP, KernelError, Linux, PROTOCOL, host, netns};
 
 /// What every service calls its own end of its wire.
@@ -66,7 +67,8 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
 
 /// What is in a namespace; nothing when the file is no namespace.
 fn look(linux: &Linux, name: &str) -> Result<Option<Seen>, KernelError> {
-    match linux.inside(name, || namespace().map_err(io::Error::other)) {
+    let keeps_knobs = name.contains('+');
+    match linux.inside(name, move || namespace(keeps_knobs).map_err(io::Error::other)) {
         Ok(seen) => Ok(Some(seen)),
         // setns(2) says EINVAL of a file that is something else.
         Err(KernelError::Inside { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => Ok(None),
@@ -95,7 +97,7 @@ fn service() -> Seen {
         Ok(seen) => (seen, true),
         Err(_) => (Dump::default(), false),
     };
-    seen_of(links, alias, seen, !whole || !still)
+    seen_of(links, alias, seen, !whole || !still, BTreeMap::new())
 }
 
 fn inner_end(rtnl: &mut Rtnl) -> Result<BTreeMap<String, Link>, NetlinkError> {
@@ -115,8 +117,8 @@ struct Seen {
     counters: Counters,
 }
 
-/// Everything of ours in the namespace of the calling thread.
-fn namespace() -> Result<Seen, KernelError> {
+/// Everything of ours in the namespace of the calling thread; of the fabric and a gateway, how they forward.
+fn namespace(keeps_knobs: bool) -> Result<Seen, KernelError> {
     let mut rtnl = Rtnl::open()?;
     let links = rtnl.links()?;
     let alias = links.iter().find(|link| link.index == LOOPBACK).and_then(|link| link.alias.clone());
@@ -127,16 +129,29 @@ fn namespace() -> Result<Seen, KernelError> {
         Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::Interrupted => (Dump::default(), true),
         Err(e) => return Err(e),
     };
-    Ok(seen_of(named, alias, seen, restless))
+    let sysctls = if keeps_knobs { sysctls() } else { BTreeMap::new() };
+    Ok(seen_of(named, alias, seen, restless, sysctls))
 }
 
-fn seen_of(links: BTreeMap<String, Link>, alias: Option<String>, seen: Dump, restless: bool) -> Seen {
+fn seen_of(
+    links: BTreeMap<String, Link>,
+    alias: Option<String>,
+    seen: Dump,
+    restless: bool,
+    sysctls: BTreeMap<String, String>,
+) -> Seen {
     let Dump { ruleset, counters, generation, tables, .. } = seen;
     let ours = ruleset.tables.keys().map(|(family, name)| (family_name(*family), name.clone())).collect();
     let all: BTreeSet<(String, String)> = tables.into_iter().collect();
     let foreign_tables = all.difference(&ours).cloned().collect();
-    let namespace = Namespace { links, rules: ruleset, foreign_tables, generation, restless };
+    let namespace = Namespace { links, rules: ruleset, foreign_tables, generation, restless, sysctls };
     Seen { namespace, alias, counters }
+}
+
+/// The knobs that are there: a kernel without IPv6 has none of its own.
+fn sysctls() -> BTreeMap<String, String> {
+    let paths: BTreeSet<&str> = FABRIC_SYSCTLS.into_iter().chain(UPLINK_SYSCTLS).map(|(path, _)| path).collect();
+    paths.into_iter().filter_map(|path| Some((path.to_owned(), Sysctl::at(path).read().ok()?))).collect()
 }
 
 fn family_name(family: netns_policy::ruleset::Family) -> String {
@@ -161,7 +176,9 @@ fn with_addresses(links: Vec<super::link::Link>, addresses: &[Address], routes: 
     let named = links.into_iter().map(|link| {
         let own = addresses.iter().filter(|address| address.link == link.index).map(|address| address.address.ip());
         let by = routes.iter().filter(|route| route.link == Some(link.index) && route.protocol == PROTOCOL);
-        let by = by.filter(|route| route.gateway.is_none() && route.table == super::route::MAIN_TABLE);
+        let by = by.filter(|route| route.table == super::route::MAIN_TABLE);
+        // What has a next hop is no route of a wire; by the leg it is the way out.
+        let by = by.filter(|route| route.gateway.is_none() || link.name == LEG);
         let known = Link {
             index: link.index,
             peer: link.peer,

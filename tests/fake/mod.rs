@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::io;
 
 use netns_policy::address::Addresses;
-use netns_policy::desired::{HostRoute, INNER_MTU, Leg, Wire};
+use netns_policy::desired::{HostRoute, INNER_MTU, Leg, Route, Wire};
 use netns_policy::observed::{Link, Namespace, Observed};
 use netns_policy::plan::{Site, Step};
 use netns_policy::ruleset::Ruleset;
@@ -114,6 +114,13 @@ impl Machine {
                 let was = std::mem::replace(knob, value.clone());
                 observed.host.before.entry(path.clone()).or_insert(was);
             }
+            Step::SetNetnsSysctl { netns, path, value } => {
+                let place = match observed.namespaces.get_mut(netns) {
+                    Some(namespace) => namespace,
+                    None => observed.fabric.as_mut().ok_or_else(|| refused("no namespace"))?,
+                };
+                place.sysctls.insert(path.clone(), value.clone());
+            }
             Step::RestoreSysctl { path, value } => {
                 observed.host.sysctls.entry(path.clone()).and_modify(|knob| *knob = value.clone());
                 observed.host.before.remove(path);
@@ -161,7 +168,8 @@ impl Machine {
         let namespace = self.observed.namespaces.get_mut(netns).ok_or_else(|| refused("no namespace"))?;
         self.next_host_index += 1;
         let index = self.next_host_index;
-        let end = |index, peer, own: &Addresses| Link {
+        let to = |ip: std::net::IpAddr| Route { to: ip.into(), mtu: None, source: None };
+        let end = |index, peer, own: &Addresses, other: &Addresses| Link {
             index,
             peer: Some(peer),
             alias: Some(leg.alias.clone()),
@@ -169,10 +177,18 @@ impl Machine {
             mtu: leg.mtu,
             noarp: true,
             addresses: own.iter().collect(),
+            routes: other.iter().map(to).collect(),
             ..Link::default()
         };
-        namespace.links.insert(LEG.to_owned(), end(LEG_INDEX, index, &leg.gateway));
-        self.observed.host_links.insert(leg.host_link.to_string(), end(index, LEG_INDEX, &leg.host));
+        let mut gateway = end(LEG_INDEX, index, &leg.gateway, &leg.host);
+        let any = |ip: std::net::IpAddr| if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        gateway.routes.extend(leg.host.iter().map(|ip| Route {
+            to: any(ip).parse().unwrap(),
+            mtu: None,
+            source: None,
+        }));
+        namespace.links.insert(LEG.to_owned(), gateway);
+        self.observed.host_links.insert(leg.host_link.to_string(), end(index, LEG_INDEX, &leg.host, &leg.gateway));
         self.observed.host.sysctls.insert(format!("net/ipv4/conf/{}/forwarding", leg.host_link), "0".into());
         Ok(())
     }

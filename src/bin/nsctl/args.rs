@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use netns_policy::name::NetworkName;
 
 /// Puts every service of this machine into a network namespace of its own, so that only the written edges carry packets.
 #[derive(Debug, Parser)]
@@ -44,7 +45,11 @@ pub enum Command {
     /// Shows everything on a bitcoin node of 17 services, in a sandbox that touches nothing of the host.
     Demo,
     /// Removes everything that is nsctl's; recorded addresses stay.
-    Down,
+    Down {
+        /// This network, whatever the policy says; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+    },
     /// Prints the addresses of a service and its neighbours, and the unit settings that put it into its namespace.
     Env {
         /// The service.

@@ -7,6 +7,9 @@ use std::process::ExitCode;
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use netns_policy::diagnostic::{Finding, Warning};
 use nsctl::Error;
+use nsctl::kernel::KernelError;
+use nsctl::kernel::nft::NftError;
+use nsctl::report::StepError;
 use serde::Serialize;
 use serde_json::json;
 
@@ -58,6 +61,16 @@ pub fn failure(error: &Error, as_json: bool) -> ExitCode {
         person_readable(error);
     }
     ExitCode::from(exit_code(error))
+}
+
+/// Says why a command inside a service was not run.
+pub fn not_run(error: &nsctl::exec::ExecError, as_json: bool) {
+    if !as_json {
+        return talk(chain(error));
+    }
+    answer(&json!({ "errors": [{
+        "code": "E0914", "file": null, "line": null, "column": null, "message": chain(error), "help": null,
+    }] }));
 }
 
 /// Says as JSON that the command line is wrong.
@@ -119,9 +132,13 @@ fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
     if let Error::Policy(errors) = error {
         return errors.iter().map(|finding| json!(finding.plain())).collect();
     }
+    let file = match error {
+        Error::Read(e) => e.path().map(|path| path.display().to_string()),
+        _ => None,
+    };
     vec![json!({
         "code": code(error),
-        "file": null,
+        "file": file,
         "line": null,
         "column": null,
         "message": chain(error),
@@ -138,7 +155,8 @@ fn code(error: &Error) -> &'static str {
         Error::NoNetwork { .. } => "E0909",
         Error::Policy(_) => "E0100",
         Error::PoolTaken { .. } => "E0501",
-        Error::NoIpv6 | Error::Probe(_) | Error::Sandbox(_) => "E0901",
+        Error::Probe(_) => nsctl::kernel::probe::ProbeError::CODE,
+        Error::NoIpv6 | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.code(),
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",
@@ -154,17 +172,42 @@ fn help(error: &Error) -> Option<String> {
             Some(format!("rename it (`ip link set {link} name NAME`), or give [network] another name"))
         }
         Error::NoIpv6 => Some("write `ipv6 = false` under [network], or start the kernel with IPv6".into()),
-        Error::NoNetwork { .. } => Some("name a policy with --policy".into()),
+        Error::NoNetwork { known } if known.is_empty() => Some("name a policy with --policy".into()),
+        Error::NoNetwork { known } => {
+            let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+            Some(format!("name a policy with --policy; `nsctl down` takes --network too: {}", known.join(", ")))
+        }
         Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
         Error::Read(e) => Some(e.help().to_owned()),
-        Error::Step { .. } | Error::Unfinished { .. } => {
-            Some("nothing is open that the policy does not allow; run `nsctl apply` again to finish".into())
+        Error::Step { source, .. } => Some(format!("nothing is open that the policy does not allow; {}", cure(source))),
+        Error::Unfinished { .. } => {
+            Some("nothing is open that the policy does not allow; run the same command again to finish".into())
         }
+        Error::Usage { help, .. } => help.clone(),
         Error::Spoiled { .. } => Some(
             "somebody with CAP_NET_ADMIN inside changes the rules there: stop that service, then apply again".into(),
         ),
         Error::Store(e) => Some(e.help().to_owned()),
         Error::Unprivileged { .. } => Some("run it as root, for example with sudo".into()),
         _ => None,
+    }
+}
+
+/// What to do about a step that failed, by its cause.
+fn cure(error: &StepError) -> &'static str {
+    match &error.source {
+        KernelError::Nft(NftError::GenerationChanged) => {
+            "another program keeps changing the rules there: stop it, then run the same command again"
+        }
+        KernelError::File { source, .. } => match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "make room, then run the same command again to finish"
+            }
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                "let nsctl write there, then run the same command again to finish"
+            }
+            _ => "run the same command again to finish",
+        },
+        _ => "run the same command again to finish",
     }
 }

@@ -33,7 +33,7 @@ impl ProbeError {
 
 impl fmt::Display for ProbeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} this machine lacks what a network is made of", Self::CODE)?;
+        f.write_str("this machine lacks what a network is made of")?;
         self.missing.iter().try_for_each(|missing| write!(f, "\n  {missing}"))
     }
 }
@@ -178,7 +178,7 @@ mod tests {
         let error = ProbeError { missing: missing(&[&[LACKS]], &mut Vec::new()) };
         assert_eq!(
             error.to_string(),
-            "E0901 this machine lacks what a network is made of\n  \
+            "this machine lacks what a network is made of\n  \
              no `fwd`: needs CONFIG_NFT_FWD_NETDEV (module nft_fwd_netdev) (No such file or directory (os error 2))\n    \
              help: on the host: modprobe nft_fwd_netdev; if there is no such module, use a kernel with CONFIG_NFT_FWD_NETDEV"
         );

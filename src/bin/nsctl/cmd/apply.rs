@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use netns_policy::name::NetworkName;
 use nsctl::{Error, Note, Orchestrator};
 use serde_json::json;
 
@@ -47,8 +48,11 @@ fn note(note: &Note) -> String {
     }
 }
 
-pub fn down(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
-    let removed = nsctl.down()?;
+pub fn down(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>) -> Result<ExitCode, Error> {
+    let removed = match network {
+        Some(network) => nsctl.remove(network.clone())?,
+        None => nsctl.down()?,
+    };
     if args.verbose {
         removed.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
     }

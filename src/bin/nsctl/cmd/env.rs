@@ -33,7 +33,8 @@ pub fn env(args: &Args, nsctl: &Orchestrator, name: &str) -> Result<ExitCode, Er
         format!("BindReadOnlyPaths={}:/etc/resolv.conf", files.join("resolv.conf").display()),
         format!("BindReadOnlyPaths={}:/etc/nsswitch.conf", files.join("nsswitch.conf").display()),
         "InaccessiblePaths=-/run/nscd".to_owned(),
-        "InaccessiblePaths=-/run/systemd/resolve".to_owned(),
+        // The socket alone: on many a host /etc/resolv.conf is a link into its directory.
+        "InaccessiblePaths=-/run/systemd/resolve/io.systemd.Resolve".to_owned(),
         "CapabilityBoundingSet=~CAP_NET_ADMIN CAP_SYS_ADMIN".to_owned(),
         "RestrictNamespaces=yes".to_owned(),
     ];

@@ -24,10 +24,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
         Command::Check => check(args),
         Command::Demo => demo::demo(args),
-        Command::Down => apply::down(args, &orchestrator(args, false)),
+        Command::Down { network } => apply::down(args, &orchestrator(args, false), network.as_ref()),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
         Command::Exec { user, service, command } => {
-            exec::exec(&orchestrator(args, false), user.as_deref(), service, command)
+            exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
         Command::Graph { format } => graph::graph(args, *format, &orchestrator(args, false)),
         Command::Plan { offline, exit_code, renumber } => {
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
 fn may(command: &Command) -> Result<(), Error> {
     let verb = match command {
         Command::Apply { .. } => "apply",
-        Command::Down => "down",
+        Command::Down { .. } => "down",
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Status => "status",
@@ -90,6 +90,7 @@ fn service_of<'a>(
 ) -> Result<&'a netns_policy::graph::Service, Error> {
     graph.service(name).ok_or_else(|| {
         let known: Vec<_> = graph.services().map(|service| service.name.as_str()).collect();
-        Error::Usage { message: format!("there is no service `{name}`; there are: {}", known.join(", ")) }
+        let help = Some(format!("there are: {}", known.join(", ")));
+        Error::Usage { message: format!("there is no service `{name}`"), help }
     })
 }

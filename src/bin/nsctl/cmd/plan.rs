@@ -38,13 +38,20 @@ fn change_json(change: &Change) -> serde_json::Value {
     match change {
         Change::AddEdge(p) | Change::RemoveEdge(p) => {
             let verb = if matches!(change, Change::AddEdge(_)) { "add" } else { "remove" };
-            json!({ "change": verb, "what": "edge", "from": p.from, "to": p.to, "ports": p.ports.map(|p| p.to_string()) })
+            let ports = p.ports.map(|ports| ports.to_string());
+            json!({
+                "change": verb, "what": "edge", "from": p.from, "to": p.to, "range": p.range, "ports": ports,
+            })
         }
         Change::AddService { name, addresses } => json!({
             "change": "add", "what": "service", "name": name.to_string(),
             "address4": addresses.v4, "address6": addresses.v6,
         }),
         Change::RemoveService { netns } => json!({ "change": "remove", "what": "service", "netns": netns }),
+        Change::Renumber { name, from, to } => json!({
+            "change": "renumber", "what": "service", "name": name,
+            "from4": from.v4, "from6": from.v6, "address4": to.v4, "address6": to.v6,
+        }),
         Change::Repair { what } => json!({ "change": "repair", "what": what }),
     }
 }
@@ -89,6 +96,7 @@ fn line(change: &Change, graph: &AllowGraph) -> String {
             let prefix = format!("{}-", graph.network().name);
             format!("- service {}", netns.strip_prefix(&prefix).unwrap_or(netns))
         }
+        Change::Renumber { name, from, to } => format!("~ address {name}: {from} -> {to}"),
         Change::Repair { what } => format!("~ repair  {what}"),
     }
 }
