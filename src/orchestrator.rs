@@ -130,7 +130,7 @@ pub enum Error {
         source: Box<StepError>,
     },
     /// Everything is done but what services spoil in their own namespaces.
-    #[error("{} in their own namespace could not be done, everything else is", steps_of(spoiled))]
+    #[error("everything is done but what services spoil in their own namespaces: {}", steps_of(spoiled))]
     Spoiled {
         /// What was done.
         report: Box<Report>,

@@ -22,8 +22,8 @@ pub struct StepError {
 pub struct Report {
     /// Steps that are done, in order.
     pub done: Vec<Step>,
-    /// Steps that failed in one service's own namespace, and with which the turn went on: whoever is root in there can
-    /// spoil what concerns it alone, and nothing for the others.
+    /// Steps that failed in services' own namespaces, and with which the turn went on: whoever is root in there can
+    /// spoil what concerns it alone, and nothing for the others. Of a step about many, all the others are done.
     pub spoiled: Vec<StepError>,
     /// The step at which the turn ended, when it did not end well.
     pub failed: Option<StepError>,

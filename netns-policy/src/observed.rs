@@ -41,7 +41,7 @@ pub struct Observed {
 /// One namespace of ours.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Namespace {
-    /// Links by name.
+    /// Links by name; of a service only its end of the wire.
     pub links: BTreeMap<String, Link>,
     /// Our table.
     pub rules: Ruleset,
@@ -49,7 +49,8 @@ pub struct Namespace {
     pub foreign_tables: BTreeSet<(String, String)>,
     /// Generation of its nftables.
     pub generation: u32,
-    /// Its rules could not be read: somebody inside changes them without pause. [`Namespace::rules`] is empty then.
+    /// Somebody inside changes its rules or its wire without pause, or has made more of them than anybody reads. What
+    /// could not be read is empty.
     pub restless: bool,
     /// The sysctls that decide what it forwards, by path below `/proc/sys`; of a service none, they are its own.
     pub sysctls: BTreeMap<String, String>,

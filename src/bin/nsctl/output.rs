@@ -185,7 +185,8 @@ fn help(error: &Error) -> Option<String> {
         }
         Error::Usage { help, .. } => help.clone(),
         Error::Spoiled { .. } => Some(
-            "somebody with CAP_NET_ADMIN inside changes the rules there: stop that service, then apply again".into(),
+            "somebody with CAP_NET_ADMIN inside changes its rules or its wire: stop that service, then apply again"
+                .into(),
         ),
         Error::Store(e) => Some(e.help().to_owned()),
         Error::Unprivileged { .. } => Some("run it as root, for example with sudo".into()),
