@@ -291,3 +291,17 @@ fn a_host_that_checks_reverse_paths_strictly_reaches_and_is_reached() {
         assert_works(&network, &internet);
     });
 }
+
+/// Errors about a packet of the leg's, such as one that is too large, come from the host itself.
+#[test]
+fn what_the_host_says_to_the_gateway_goes_by_the_leg() {
+    in_sandbox(|| {
+        let _internet = Internet::make().unwrap();
+        let network = node();
+        network.apply();
+        for gateway in network.planned().addresses.leg_gateway().iter() {
+            let route = ip(&format!("route get {gateway}"));
+            assert!(route.contains("dev node+leg"), "{route}");
+        }
+    });
+}
