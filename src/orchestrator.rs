@@ -73,6 +73,15 @@ pub enum Error {
         /// Its name.
         netns: String,
     },
+    /// A link of the host with a name of ours that we did not make.
+    #[error("the link {link} exists and is not ours")]
+    ForeignLink {
+        /// Its name.
+        link: String,
+    },
+    /// The policy has an IPv6 pool and the kernel no IPv6.
+    #[error("the policy gives the network IPv6 addresses, and this kernel has no IPv6")]
+    NoIpv6,
     /// The demonstration did not show what it promises.
     #[error("the demo failed: {what}")]
     Demo {
@@ -208,6 +217,8 @@ pub enum Note {
     Blocked(crate::uplink::Blocked),
     /// There is no default route yet, so nothing leads outside.
     NoUplink,
+    /// There is a default route for IPv6 alone.
+    NoIpv4Uplink,
     /// A service wants a resolver and the host has none that can be reached from a namespace.
     NoResolver,
 }
@@ -413,6 +424,7 @@ impl Orchestrator {
     }
 
     fn planned(&self, checked: Checked, store: &Store, capabilities: Capabilities) -> Result<Planned, Error> {
+        ipv6_is_there(&checked.graph, probe::has_ipv6())?;
         let linux = self.linux(&checked.graph.network().name, store)?;
         let observed = linux.observe()?;
         self.planned_on(checked, &store.addresses()?, observed, capabilities)
@@ -431,6 +443,9 @@ impl Orchestrator {
         let (desired, next_index) = Desired::new(graph, &addresses, &observed, capabilities, book.next_index);
         if let Some(netns) = observed.foreign.union(&observed.neighbours).find(|netns| wants(&desired, netns)) {
             return Err(Error::Foreign { netns: netns.clone() });
+        }
+        if let Some(link) = observed.foreign_links.iter().find(|link| wants_link(&desired, link)) {
+            return Err(Error::ForeignLink { link: link.clone() });
         }
         let plan = Plan::between(&observed, &desired);
         let book = AddressBook { next_index, ..addresses.book().clone() };
@@ -498,6 +513,16 @@ fn wants(desired: &Desired, netns: &str) -> bool {
     desired.fabric_netns() == netns || desired.wires.values().any(|wire| wire.netns.as_deref() == Some(netns))
 }
 
+fn wants_link(desired: &Desired, link: &str) -> bool {
+    let leg = desired.leg.as_ref().is_some_and(|leg| leg.host_link.as_str() == link);
+    leg || desired.wires.get(&Place::Host).is_some_and(|wire| wire.inner.as_str() == link)
+}
+
+/// Found before anything is made, not by the first address that the kernel refuses.
+fn ipv6_is_there(graph: &AllowGraph, has_ipv6: bool) -> Result<(), Error> {
+    if graph.network().pool6.is_some() && !has_ipv6 { Err(Error::NoIpv6) } else { Ok(()) }
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -559,6 +584,25 @@ impl Kernel for Recording<'_> {
                 })
             }
             _ => self.linux.apply(step),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netns_policy::diagnostic::Source;
+
+    use super::*;
+
+    #[test]
+    fn only_a_policy_with_an_ipv6_pool_needs_a_kernel_with_ipv6() {
+        let graph = |ipv6: bool| {
+            let text = format!("schema = 1\n[network]\nname = \"n\"\nipv6 = {ipv6}\n[service.a]\n");
+            AllowGraph::parse(&[Source::toml("policy.toml", text)]).expect("it is a policy").graph
+        };
+        assert!(matches!(ipv6_is_there(&graph(true), false), Err(Error::NoIpv6)));
+        for (wanted, there) in [(true, true), (false, true), (false, false)] {
+            ipv6_is_there(&graph(wanted), there).expect("it has what it needs");
         }
     }
 }

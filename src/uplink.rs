@@ -59,6 +59,10 @@ pub(crate) fn notes(planned: &Planned, netns_directory: &Path) -> Vec<Note> {
         notes.push(Note::NoUplink);
         return notes;
     }
+    // A host without a way to the IPv6 internet is nothing unusual; one that has no other is.
+    if host.uplinks4.is_empty() {
+        notes.push(Note::NoIpv4Uplink);
+    }
     // A probe that cannot be made proves nothing.
     let stopped = stopped(planned, &netns_directory.join(netns), senders).unwrap_or_default();
     notes.extend(blocked(planned, &stopped).into_iter().map(Note::Blocked));

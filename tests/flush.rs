@@ -246,7 +246,7 @@ const DAMAGES: [Damage; 17] = [
     ("ip link del f+host", "edge host -> db:tcp:5432 is missing"),
     ("ip link del f+leg", "create link f+leg to f+uplink"),
     ("ip -n f+uplink link set up0 down", "create link f+leg to f+uplink"),
-    ("ip rule del priority 11102", "route the pool in table 110102 of the host"),
+    ("ip rule del priority 11102", "route the pool in table"),
     ("ip netns exec f-db nft flush chain inet nsctl input", "in db"),
     ("ip netns exec f-db nft add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }", "in db"),
     ("ip netns exec f+fabric nft add table netdev somebody", "foreign table netdev somebody in the fabric"),

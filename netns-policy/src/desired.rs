@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use sha2::{Digest, Sha256};
 
 use crate::address::{AddressPlan, Addresses};
 use crate::graph::{AllowGraph, Dns, Origin, Service, Target};
@@ -98,12 +99,14 @@ pub struct Leg {
 /// The rules and routes by which packets of the host itself, and no others, enter the pool.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HostRoute {
-    /// The routing table.
+    /// The routing table of what the host itself sends. The next one is for what others send through it, and refuses.
     pub table: u32,
-    /// The priority of the rule `iif lo to POOL lookup TABLE`.
+    /// The priority of the rule `iif lo to POOL lookup TABLE`; that of `to POOL lookup TABLE+1` is the next.
     pub priority: u32,
     /// The pools, with the host's address in each.
     pub pools: Vec<(IpNetwork, IpAddr)>,
+    /// What both tables leave to those behind them although it is in a pool: the gateway's end of the leg.
+    pub passed: Vec<IpNetwork>,
 }
 
 /// The files that a service sees in place of the host's.
@@ -162,7 +165,7 @@ impl Desired {
             fabric: source.fabric(),
             locks,
             leg: uplink.then(|| leg(network, addresses, host)),
-            host_route: indexes.contains_key(&Place::Host).then(|| host_route(network, addresses)),
+            host_route: indexes.contains_key(&Place::Host).then(|| host_route(network, addresses, uplink)),
             sysctls: if uplink { sysctls(graph, host) } else { Vec::new() },
             files: graph.services().map(|s| (s.name.clone(), files(&source, s))).collect(),
             wires,
@@ -264,20 +267,33 @@ fn leg(network: &NetworkName, addresses: &AddressPlan, host: &HostNetwork) -> Le
     }
 }
 
-/// The routing table and the priority of the rules that lead to it. They follow from the network's name, so that two
-/// networks on one machine do not meet and `down` finds what is there without a record.
+/// The routing table of what the host itself sends and the priority of the rules that lead to it. They follow from the
+/// network's name, so that `down` finds what is there without a record. Two networks may share a priority, which the kernel
+/// has few of; the table tells whose rule it is.
 pub fn host_route_numbers(network: &NetworkName) -> (u32, u32) {
     let number = network.as_str().bytes().fold(0u32, |n, byte| n.wrapping_mul(31).wrapping_add(byte.into())) % 1000;
-    (110_000 + number, 11_000 + number)
+    let digest = Sha256::digest(network.as_str());
+    let table = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    // Even, to leave the next one for what others send; and far above the numbers that people and programs choose.
+    (table & 0x7fff_fffe | 0x4000_0000, 11_000 + number)
 }
 
-fn host_route(network: &NetworkName, addresses: &AddressPlan) -> HostRoute {
+/// Both routing tables of the network on the host: of what the host itself sends, and of what it only passes on.
+pub fn host_tables(network: &NetworkName) -> [u32; 2] {
+    let (table, _) = host_route_numbers(network);
+    [table, table + 1]
+}
+
+fn host_route(network: &NetworkName, addresses: &AddressPlan, uplink: bool) -> HostRoute {
     let (table, priority) = host_route_numbers(network);
     let own = addresses.of(&Place::Host).expect("the host has an address in every pool");
     let pools = [Some(IpNetwork::V4(addresses.pool4())), addresses.pool6().map(IpNetwork::V6)];
     let mut pools: Vec<_> = pools.into_iter().flatten().zip(own.iter()).collect();
     pools.sort();
-    HostRoute { table, priority, pools }
+    let mut passed: Vec<IpNetwork> =
+        if uplink { addresses.leg_gateway().iter().map(Into::into).collect() } else { vec![] };
+    passed.sort();
+    HostRoute { table, priority, pools, passed }
 }
 
 /// Forwarding, for the leg and the uplinks alone where the kernel can (IPv4); for IPv6 it knows only one switch for
@@ -290,12 +306,11 @@ fn sysctls(graph: &AllowGraph, host: &HostNetwork) -> Vec<(String, String)> {
         .map(|link| on(format!("net/ipv4/conf/{link}/forwarding")))
         .collect();
     if graph.network().pool6.is_some() && !host.uplinks6.is_empty() {
-        let listening = |link: &&String| {
-            let path = format!("net/ipv6/conf/{link}/accept_ra");
-            host.sysctls.get(&path).is_some_and(|value| value == "1" || value == "2")
-        };
-        let listening = host.uplinks6.iter().filter(listening);
-        sysctls.extend(listening.map(|link| (format!("net/ipv6/conf/{link}/accept_ra"), "2".to_owned())));
+        // All that listen, not only those with a route now: a link that comes later hears of its router as well.
+        let knobs =
+            host.sysctls.iter().filter(|(path, _)| path.starts_with("net/ipv6/") && path.ends_with("/accept_ra"));
+        let listening = knobs.filter(|(_, value)| *value == "1" || *value == "2");
+        sysctls.extend(listening.map(|(path, _)| (path.clone(), "2".to_owned())));
         sysctls.push(on("net/ipv6/conf/all/forwarding".into()));
     }
     sysctls

@@ -22,6 +22,8 @@ pub struct Observed {
     pub foreign: BTreeSet<String>,
     /// Namespaces with a name of ours that are marked as those of another network, whose name begins like this one's.
     pub neighbours: BTreeSet<String>,
+    /// Links of the host with a name of ours that are not marked as ours.
+    pub foreign_links: BTreeSet<String>,
     /// Links of ours in the host's namespace, by name.
     pub host_links: BTreeMap<String, Link>,
     /// Our table on the host.

@@ -28,7 +28,7 @@ use super::netlink::{NetlinkError, Rtnl};
 use super::netns::{self, Netns};
 use super::nft::{NftError, NftSocket};
 use super::process;
-use super::route::Route;
+use super::route::{Route, RouteType};
 use super::rule::IpRule;
 use super::sysctl::Sysctl;
 use super::wire::{WirePair, set_alias};
@@ -46,7 +46,7 @@ pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
         Step::DeleteFabricLinks(indexes) => delete_fabric_links(linux, indexes),
         Step::DeleteNetns { netns } => delete_netns(linux, netns),
         Step::DeleteHostLinks(indexes) => Ok(Rtnl::open()?.delete_links(indexes)?),
-        Step::DeleteHostRoute(route) => delete_host_route(route),
+        Step::DeleteHostRoute(_) => delete_host_route(linux),
         Step::DeleteFiles(service) => delete_files(linux, &format!("{}-{service}", linux.network)),
         Step::MendWire { wire, stale } => mend_wire(linux, wire, stale.iter()),
         Step::RaiseWires(indexes) => in_fabric(linux, indexes, |rtnl, indexes| rtnl.set_up(indexes)),
@@ -80,6 +80,9 @@ fn fabric_sysctls() -> Knobs {
 
 fn sysctls(place: &Place) -> Knobs {
     let mut knobs = vec![
+        // A namespace may start with what the host has, or the kernel was told to start with (`ipv6.disable_ipv6=1`).
+        (Sysctl::ipv6("all", "disable_ipv6"), "0"),
+        (Sysctl::ipv6("default", "disable_ipv6"), "0"),
         (Sysctl::ipv6("default", "accept_ra"), "0"),
         (Sysctl::ipv6("default", "accept_redirects"), "0"),
         (Sysctl::ipv6("all", "accept_redirects"), "0"),
@@ -179,6 +182,7 @@ fn create_host_wire(wire: &Wire, outer: &Netns) -> Result<(), KernelError> {
     let left: Vec<u32> = rtnl.links()?.iter().filter(left).map(|link| link.index).collect();
     rtnl.delete_links(&left)?;
     let index = create_on_host(&mut rtnl, |index| pair(wire, index), outer)?;
+    allow_ipv6(wire.inner.as_str(), &wire.addresses)?;
     let pair = pair(wire, index);
     let mut requests = vec![set_alias(index, &wire.alias), super::wire::no_link_local(index, &pair.inner)];
     requests.push(link::set_up(index));
@@ -202,6 +206,16 @@ fn create_on_host(rtnl: &mut Rtnl, pair: impl Fn(u32) -> WirePair, far: &Netns) 
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// A host that uses no IPv6 itself may have it switched off for every link to come (`conf.default.disable_ipv6`). This link
+/// is ours.
+fn allow_ipv6(link: &str, addresses: &Addresses) -> Result<(), KernelError> {
+    let knob = Sysctl::ipv6(link, "disable_ipv6");
+    if addresses.v6.is_none() {
+        return Ok(());
+    }
+    set_sysctl(knob.as_str(), "0")
 }
 
 fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, KernelError> {
@@ -249,6 +263,7 @@ fn create_leg(linux: &Linux, netns: &str, leg: &Leg) -> Result<(), KernelError> 
     };
     let mut rtnl = Rtnl::open()?;
     let index = create_on_host(&mut rtnl, pair, &gateway)?;
+    allow_ipv6(leg.host_link.as_str(), &leg.host)?;
     let pair = pair(index);
     let there = leg.gateway.iter().map(|address| Route::by(index, address.into(), PROTOCOL));
     let mut requests = vec![set_alias(index, &leg.alias), super::wire::no_link_local(index, &pair.inner)];
@@ -337,21 +352,31 @@ fn set_host_route(linux: &Linux, route: &HostRoute) -> Result<(), KernelError> {
     let mut rtnl = Rtnl::open()?;
     let name = Place::Host.inner_link(&linux.network).to_string();
     let index = index_of(&mut rtnl, &name)?;
-    delete_host_route(route)?;
-    let requests = route.pools.iter().flat_map(|(pool, source)| {
-        let by = Route { table: route.table, source: Some(*source), ..Route::by(index, *pool, PROTOCOL) };
-        let rule = IpRule::for_own_traffic(*pool, route.table, route.priority, PROTOCOL);
-        [by.add().pardon(Errno::EEXIST), rule.add().pardon(Errno::EEXIST)]
+    delete_host_route(linux)?;
+    let (own, passing) = (route.table, route.table + 1);
+    // Routes before the rules that lead to them. `throw` goes on with the rules behind, which end in the main table.
+    let passed = route
+        .passed
+        .iter()
+        .flat_map(|to| [own, passing].map(|table| Route { table, ..Route::nowhere(RouteType::Throw, *to, PROTOCOL) }));
+    let pools = route.pools.iter().flat_map(|(pool, source)| {
+        let by = Route { table: own, source: Some(*source), ..Route::by(index, *pool, PROTOCOL) };
+        [by, Route { table: passing, ..Route::nowhere(RouteType::Prohibit, *pool, PROTOCOL) }]
     });
-    Ok(rtnl.pipeline(requests.collect())?)
+    let rules = route.pools.iter().flat_map(|(pool, _)| {
+        let ours = IpRule::for_own_traffic(*pool, own, route.priority, PROTOCOL);
+        [ours, IpRule::for_everybody(*pool, passing, route.priority + 1, PROTOCOL)]
+    });
+    let mut requests: Vec<_> = passed.chain(pools).map(|route| route.add().pardon(Errno::EEXIST)).collect();
+    requests.extend(rules.map(|rule| rule.add().pardon(Errno::EEXIST)));
+    Ok(rtnl.pipeline(requests)?)
 }
 
-fn delete_host_route(route: &HostRoute) -> Result<(), KernelError> {
+fn delete_host_route(linux: &Linux) -> Result<(), KernelError> {
     let mut rtnl = Rtnl::open()?;
-    let ours = |rule: &IpRule| rule.protocol == PROTOCOL && rule.priority == route.priority;
-    let mut requests: Vec<_> = rtnl.rules()?.iter().filter(|rule| ours(rule)).map(IpRule::delete).collect();
-    let routes = rtnl.routes(Some(route.table))?;
-    requests.extend(routes.iter().filter(|route| route.protocol == PROTOCOL).map(Route::delete));
+    let (rules, routes) = super::observe::host_tables(linux, &mut rtnl)?;
+    let mut requests: Vec<_> = rules.iter().map(IpRule::delete).collect();
+    requests.extend(routes.iter().map(Route::delete));
     Ok(rtnl.pipeline(requests)?)
 }
 

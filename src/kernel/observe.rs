@@ -8,12 +8,14 @@ use netns_policy::desired::{Files, HostRoute, Route};
 use netns_policy::observed::{Link, Namespace, Observed};
 use netns_policy::ruleset::Counters;
 use netns_policy::ruleset::compile::TABLE;
-use netns_policy::topology::{fabric_netns, is_netns_of};
+use netns_policy::topology::{Place, fabric_netns, is_netns_of, leg_link};
 
 use super::link::LOOPBACK;
 use super::netlink::{NetlinkError, Rtnl};
 use super::nft::{Dump, NftSocket};
-use super::{KernelError, Linux, PROTOCOL, host, netns};
+use super::route::{Route as PolicyRoute, RouteType};
+use super::rule::IpRule;
+use super::{GROUP, KernelError, Linux, PROTOCOL, host, netns};
 
 pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
     let mut observed = Observed { host: host::network(linux)?, ..Observed::default() };
@@ -130,6 +132,7 @@ fn host_side(linux: &Linux, observed: &mut Observed) -> Result<(), KernelError> 
     let mut rtnl = Rtnl::open()?;
     let ours = format!("nsctl:{}:", linux.network);
     let mut links = rtnl.links()?;
+    observed.foreign_links = foreign_links(linux, &links);
     links.retain(|link| link.alias.as_deref().is_some_and(|alias| alias.starts_with(&ours)));
     observed.host_links = named_links(&mut rtnl, links)?;
     let table = format!("{TABLE}-{}", linux.network);
@@ -140,21 +143,50 @@ fn host_side(linux: &Linux, observed: &mut Observed) -> Result<(), KernelError> 
     Ok(())
 }
 
-/// Our rules `iif lo to POOL lookup TABLE`, with the routes that they lead to.
+/// Links with a name of ours that we did not make. Ours have the group from their first moment on, the alias a message
+/// later.
+fn foreign_links(linux: &Linux, links: &[super::link::Link]) -> BTreeSet<String> {
+    let ours = format!("nsctl:{}:", linux.network);
+    let marked = |alias: &Option<String>| alias.as_deref().is_some_and(|alias| alias.starts_with(&ours));
+    let foreign = |link: &&super::link::Link| link.group != GROUP && !marked(&link.alias);
+    let names = [Place::Host.inner_link(&linux.network), leg_link(&linux.network)].map(|name| name.to_string());
+    let bears =
+        |name: &String| links.iter().filter(foreign).any(|link| link.name == *name || link.altnames.contains(name));
+    names.into_iter().filter(bears).collect()
+}
+
+/// Our rules to the two tables, with the routes that they lead to: a pool counts when all of it is there.
 fn host_route(linux: &Linux, rtnl: &mut Rtnl) -> Result<Option<HostRoute>, NetlinkError> {
     let (table, priority) = netns_policy::desired::host_route_numbers(&linux.network);
-    let rules = rtnl.rules()?.into_iter().filter(|rule| rule.protocol == PROTOCOL && rule.priority == priority);
-    let rules: Vec<_> = rules.collect();
-    let routes = rtnl.routes(Some(table))?;
-    let pools = rules.iter().filter_map(|rule| {
-        let route = routes.iter().find(|route| route.destination == rule.to && route.protocol == PROTOCOL)?;
-        Some((rule.to, route.source?))
+    let (rules, routes) = host_tables(linux, rtnl)?;
+    let has = |wanted: &IpRule| rules.iter().any(|rule| rule == wanted);
+    let to = |table: u32, kind: RouteType| routes.iter().filter(move |r| r.table == table && r.kind == kind);
+    let refused = |pool| to(table + 1, RouteType::Prohibit).any(|route| route.destination == pool);
+    let whole = to(table, RouteType::Unicast).filter(|route| {
+        let pool = route.destination;
+        has(&IpRule::for_own_traffic(pool, table, priority, PROTOCOL))
+            && has(&IpRule::for_everybody(pool, table + 1, priority + 1, PROTOCOL))
+            && refused(pool)
     });
-    let mut pools: Vec<_> = pools.collect();
+    let mut pools: Vec<_> = whole.filter_map(|route| Some((route.destination, route.source?))).collect();
     pools.sort();
+    let thrown = |table| to(table, RouteType::Throw).map(|route| route.destination).collect::<BTreeSet<_>>();
+    let passed = thrown(table).intersection(&thrown(table + 1)).copied().collect();
     // A rule without its route, or a route without its rule, is something of ours that is not as it ought to be.
-    let anything = !rules.is_empty() || routes.iter().any(|route| route.protocol == PROTOCOL);
-    Ok(anything.then_some(HostRoute { table, priority, pools }))
+    let anything = !rules.is_empty() || !routes.is_empty();
+    Ok(anything.then_some(HostRoute { table, priority, pools, passed }))
+}
+
+/// What is ours of the host's policy routing. The tables tell: two networks may share a priority.
+pub(super) fn host_tables(linux: &Linux, rtnl: &mut Rtnl) -> Result<(Vec<IpRule>, Vec<PolicyRoute>), NetlinkError> {
+    let tables = netns_policy::desired::host_tables(&linux.network);
+    let mut rules = rtnl.rules()?;
+    rules.retain(|rule| rule.protocol == PROTOCOL && tables.contains(&rule.table));
+    let mut routes = Vec::new();
+    for table in tables {
+        routes.extend(rtnl.routes(Some(table))?.into_iter().filter(|route| route.protocol == PROTOCOL));
+    }
+    Ok((rules, routes))
 }
 
 fn files(linux: &Linux) -> Result<BTreeMap<netns_policy::name::ServiceName, Files>, KernelError> {

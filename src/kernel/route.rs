@@ -29,6 +29,9 @@ pub struct Route {
     pub kind: RouteType,
     /// The index of the link that it goes out by; none for a blackhole, or when there are several.
     pub link: Option<u32>,
+    /// The indexes of the links that it goes out by when there are several (`nexthop ... nexthop ...`). Such a route is read
+    /// only, never made.
+    pub several: Vec<u32>,
     /// The next hop.
     pub gateway: Option<IpAddr>,
     /// Whether the next hop is on the link although no route says so.
@@ -52,6 +55,7 @@ impl Route {
             destination,
             kind: RouteType::Unicast,
             link: Some(link),
+            several: Vec::new(),
             gateway: None,
             on_link: false,
             source: None,
@@ -65,9 +69,19 @@ impl Route {
 
     /// A route that swallows what goes to `destination`.
     pub fn blackhole(destination: IpNetwork, protocol: u8) -> Self {
+        Self::nowhere(RouteType::BlackHole, destination, protocol)
+    }
+
+    /// A route of a kind that needs no link.
+    pub(super) fn nowhere(kind: RouteType, destination: IpNetwork, protocol: u8) -> Self {
         // The kernel hangs every IPv6 route on a link, and those that lead nowhere on `lo`.
         let link = destination.is_ipv6().then_some(super::link::LOOPBACK);
-        Self { kind: RouteType::BlackHole, link, ..Self::by(0, destination, protocol) }
+        Self { kind, link, ..Self::by(0, destination, protocol) }
+    }
+
+    /// Every link that it goes out by.
+    pub fn links(&self) -> impl Iterator<Item = u32> {
+        self.link.into_iter().chain(self.several.iter().copied())
     }
 
     /// Adds it. `EEXIST` when there is one to the same destination in the table with the same metric.
@@ -124,6 +138,7 @@ impl Route {
             destination: IpNetwork::new(unspecified, header.destination_prefix_length).ok()?,
             kind: header.kind,
             link: None,
+            several: Vec::new(),
             gateway: None,
             on_link: header.flags.contains(RouteFlags::Onlink),
             source: None,
@@ -143,6 +158,7 @@ impl Route {
                 self.destination = network.unwrap_or(self.destination);
             }
             RouteAttribute::Oif(index) => self.link = Some(index),
+            RouteAttribute::MultiPath(hops) => self.several = hops.iter().map(|hop| hop.interface_index).collect(),
             RouteAttribute::Gateway(address) => self.gateway = ip(&address),
             RouteAttribute::PrefSource(address) => self.source = ip(&address),
             RouteAttribute::Table(table) => self.table = table,

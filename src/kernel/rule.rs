@@ -32,6 +32,11 @@ impl IpRule {
         Self { priority, to, from: None, iif: Some("lo".to_owned()), table, protocol }
     }
 
+    /// The rule `to PREFIX lookup TABLE`: whoever sends it.
+    pub fn for_everybody(to: IpNetwork, table: u32, priority: u32, protocol: u8) -> Self {
+        Self { iif: None, ..Self::for_own_traffic(to, table, priority, protocol) }
+    }
+
     /// Adds it. `EEXIST` when there is the same one.
     pub fn add(&self) -> Request {
         let message = RouteNetlinkMessage::NewRule(self.message());

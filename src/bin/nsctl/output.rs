@@ -133,12 +133,12 @@ fn code(error: &Error) -> &'static str {
     match error {
         Error::Address(e) => e.code(),
         Error::Demo { .. } | Error::Verify(_) => "E0913",
-        Error::Foreign { .. } => "E0218",
+        Error::Foreign { .. } | Error::ForeignLink { .. } => "E0218",
         Error::Kernel(_) | Error::Spoiled { .. } | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",
         Error::Policy(_) => "E0100",
         Error::PoolTaken { .. } => "E0501",
-        Error::Probe(_) | Error::Sandbox(_) => "E0901",
+        Error::NoIpv6 | Error::Probe(_) | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.code(),
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",
@@ -150,6 +150,10 @@ fn help(error: &Error) -> Option<String> {
     match error {
         Error::Address(e) => Some(e.help().to_owned()),
         Error::Foreign { netns } => Some(format!("remove it (`ip netns del {netns}`), or give [network] another name")),
+        Error::ForeignLink { link } => {
+            Some(format!("rename it (`ip link set {link} name NAME`), or give [network] another name"))
+        }
+        Error::NoIpv6 => Some("write `ipv6 = false` under [network], or start the kernel with IPv6".into()),
         Error::NoNetwork { .. } => Some("name a policy with --policy".into()),
         Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
         Error::Read(e) => Some(e.help().to_owned()),

@@ -123,6 +123,14 @@ pub fn capabilities() -> Result<Capabilities, ProbeError> {
     }
 }
 
+/// Whether the kernel has IPv6 at all: it may be built without, or started with `ipv6.disable=1`.
+pub fn has_ipv6() -> bool {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let asked = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    // Another refusal, such as too many open files, says nothing of IPv6.
+    !matches!(asked, Err(nix::errno::Errno::EAFNOSUPPORT))
+}
+
 /// Why no namespace can be made, which has other reasons than the kernel's configuration.
 fn no_namespace(error: &io::Error) -> Missing {
     use nix::libc::{EMFILE, ENOSPC, EPERM};

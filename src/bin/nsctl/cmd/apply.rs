@@ -42,6 +42,7 @@ fn note(note: &Note) -> String {
         ),
         Note::NoResolver => "no resolver of this host can be reached from a namespace: set [network] resolvers".into(),
         Note::NoUplink => "there is no default route yet: outbound leads nowhere until there is one".into(),
+        Note::NoIpv4Uplink => "there is no IPv4 default route yet: outbound leads to IPv6 addresses alone".into(),
         Note::NotServed { exposure } => format!("not served yet, nothing is open for it: {exposure}"),
     }
 }
