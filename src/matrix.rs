@@ -92,7 +92,7 @@ pub fn verify(
 ///
 /// # Errors
 ///
-/// As [`verify`], but for [`MatrixError::NotApplied`].
+/// As [`verify()`], but for [`MatrixError::NotApplied`].
 pub fn compare(
     planned: &Planned,
     outside: &Outside,
