@@ -14,7 +14,6 @@ use crate::topology::Place;
 /// `tcp flags`: SYN and ACK.
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
-const RST: u8 = 0x04;
 
 pub(super) fn compile(source: &Source) -> Ruleset {
     let mut table = Table { sets: sets(source), chains: chains(source) };
@@ -217,8 +216,10 @@ fn refusal(source: &Source, v: Version) -> Vec<Rule> {
         rules.push(rule().log("nsctl panel "));
     }
     if source.capabilities.netdev_reject && defaults.denied == Denied::Reject {
-        rules.push(rule().l4proto(TCP).tcp_flags(RST, true, RST).drop());
-        rules.push(rule().l4proto(TCP).reject(crate::ruleset::Reject::TcpReset));
+        // Only who opens a connection is told. A packet of a known one that is looked up while somebody flushes the rules
+        // can miss its element and still find its source: a reset would end what the next apply brings back.
+        let opening = rule().l4proto(TCP).tcp_flags(SYN | ACK, true, SYN);
+        rules.push(opening.reject(crate::ruleset::Reject::TcpReset));
         rules.push(rule().l4proto(UDP).reject(v.admin_prohibited()));
         rules.push(rule().l4proto(v.icmp()).icmp_type(v.echo_request()).reject(v.admin_prohibited()));
     }
