@@ -13,7 +13,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use netns_policy::diagnostic::{Format, Source};
+use netns_policy::diagnostic::{Format, Source, Trust};
 use nix::libc::{O_CLOEXEC, O_NOCTTY, O_NONBLOCK};
 use thiserror::Error;
 
@@ -190,7 +190,7 @@ fn source(path: &Path) -> Result<Source, ReadError> {
     }
     let format = format(path).ok_or_else(|| ReadError::Unknown { path: path.to_owned() })?;
     let text = bounded(&file, metadata.len(), path)?;
-    Ok(Source { name: path.display().to_string(), text, format })
+    Ok(Source { name: path.display().to_string(), text, format, trust: Trust::Operator })
 }
 
 fn bounded(file: &File, size: u64, path: &Path) -> Result<Vec<u8>, ReadError> {

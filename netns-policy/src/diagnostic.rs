@@ -43,17 +43,29 @@ pub struct Source {
     pub text: Vec<u8>,
     /// How it is written.
     pub format: Format,
+    /// Whose word it is.
+    pub trust: Trust,
+}
+
+/// Whose word a file is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Trust {
+    /// The operator's: it may say everything.
+    #[default]
+    Operator,
+    /// A package's: it may define its own services and ask for edges.
+    Vendor,
 }
 
 impl Source {
-    /// A source written in TOML.
+    /// A source of the operator, written in TOML.
     pub fn toml(name: impl Into<String>, text: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), text: text.into(), format: Format::Toml }
+        Self { name: name.into(), text: text.into(), format: Format::Toml, trust: Trust::Operator }
     }
 
-    /// A source written in JSON.
+    /// A source of the operator, written in JSON.
     pub fn json(name: impl Into<String>, text: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), text: text.into(), format: Format::Json }
+        Self { name: name.into(), text: text.into(), format: Format::Json, trust: Trust::Operator }
     }
 }
 

@@ -31,5 +31,5 @@ mod suggest;
 mod syntax;
 pub mod topology;
 
-pub use diagnostic::{Format, PolicyError, PolicyErrors, Source, Warning};
+pub use diagnostic::{Format, PolicyError, PolicyErrors, Source, Trust, Warning};
 pub use resolve::Checked;
