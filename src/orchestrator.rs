@@ -25,7 +25,7 @@ use crate::kernel::nft::NftError;
 use crate::kernel::probe::{self, ProbeError};
 use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux, netns};
-use crate::policy::{self, ReadError};
+use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::reconcile;
 use crate::report::{Report, StepError};
 use crate::status::Status;
@@ -108,7 +108,7 @@ pub enum Error {
     Probe(#[from] ProbeError),
     /// The policy cannot be read.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Read(#[from] ReadErrors),
     /// There is no sandbox to be had.
     #[error(transparent)]
     Sandbox(Box<crate::sandbox::SandboxError>),
@@ -185,6 +185,10 @@ pub struct Checked {
     pub graph: AllowGraph,
     /// Legal, but doubtful.
     pub warnings: Vec<Warning>,
+    /// The files that it was read from, and those that they mask.
+    pub files: Vec<Found>,
+    /// Who else can edit these files: [`Orchestrator::apply`] refuses them.
+    pub editable: Vec<Editable>,
 }
 
 /// A plan with what it was made from.
@@ -259,9 +263,18 @@ impl Orchestrator {
     ///
     /// [`Error::Read`] and [`Error::Policy`].
     pub fn check(&self) -> Result<Checked, Error> {
-        let sources = policy::read(&self.options.policy)?;
+        let policy::Read { sources, files, editable } = policy::read(&self.options.policy)?;
         let checked = AllowGraph::parse(&sources)?;
-        Ok(Checked { graph: checked.graph, warnings: checked.warnings })
+        Ok(Checked { graph: checked.graph, warnings: checked.warnings, files, editable })
+    }
+
+    /// The policy, if it is nobody's to change but root's and the caller's.
+    fn check_guarded(&self) -> Result<Checked, Error> {
+        let mut checked = self.check()?;
+        match std::mem::take(&mut checked.editable) {
+            editable if editable.is_empty() => Ok(checked),
+            editable => Err(ReadErrors(editable.into_iter().map(Into::into).collect()).into()),
+        }
     }
 
     /// What [`Orchestrator::apply`] would do. Changes nothing.
@@ -294,10 +307,11 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// As [`Orchestrator::plan`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the
-    /// old nor the new policy allows, and the next call goes on from there.
+    /// As [`Orchestrator::plan`]; [`Error::Read`] when others can edit the policy ([`Editable`]); [`Error::Step`] when the
+    /// kernel refuses a step: then nothing is open that neither the old nor the new policy allows, and the next call goes
+    /// on from there.
     pub fn apply(&self) -> Result<Applied, Error> {
-        let checked = self.check()?;
+        let checked = self.check_guarded()?;
         let capabilities = probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
         let _guard = store.lock()?;
@@ -439,7 +453,7 @@ impl Orchestrator {
             Err(e) if !self.options.policy.is_empty() => Err(e),
             Err(refused) => match (self.networks()?.as_slice(), refused) {
                 ([only], _) => Ok(only.clone()),
-                (known, Error::Read(ReadError::Missing { .. })) => Err(Error::NoNetwork { known: known.to_vec() }),
+                (known, Error::Read(errors)) if errors.is_missing() => Err(Error::NoNetwork { known: known.to_vec() }),
                 (_, refused) => Err(refused),
             },
         }
