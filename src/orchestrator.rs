@@ -119,6 +119,8 @@ pub enum Error {
         pool: IpNetwork,
         /// The prefix or address of the host.
         taken: IpNetwork,
+        /// One of that size which overlaps nothing.
+        free: Option<IpNetwork>,
     },
     /// A step failed; what was done until then is in the report.
     #[error("the turn was cut short after {} of its steps", report.done.len())]
@@ -235,6 +237,13 @@ pub enum Note {
     NoIpv4Uplink,
     /// A service wants a resolver and the host has none that can be reached from a namespace.
     NoResolver,
+}
+
+impl Note {
+    /// The stable code, where somebody has something to mend.
+    pub fn code(&self) -> Option<&'static str> {
+        matches!(self, Self::Blocked(_)).then_some("W0902")
+    }
 }
 
 /// The library: load a policy, plan, apply, look, take down.
@@ -640,13 +649,26 @@ fn pool_is_free(graph: &AllowGraph, observed: &Observed) -> Result<(), Error> {
     let host = &observed.host;
     let taken: Vec<IpNetwork> =
         host.on_link.iter().copied().chain(host.addresses.iter().map(|a| (*a).into())).collect();
+    let all: Vec<IpNetwork> = taken.iter().chain(&network.lan).copied().collect();
     for pool in pools.into_iter().flatten() {
-        if let Some(taken) = taken.iter().find(|taken| taken.contains(pool.network()) || pool.contains(taken.network()))
-        {
-            return Err(Error::PoolTaken { pool, taken: *taken });
+        if let Some(taken) = taken.iter().find(|taken| overlap(**taken, pool)) {
+            return Err(Error::PoolTaken { pool, taken: *taken, free: free_pool(pool, &all) });
         }
     }
     Ok(())
+}
+
+/// A pool as large as this one, in 10.0.0.0/8, that overlaps none of `taken`; the one we use unasked comes first.
+fn free_pool(like: IpNetwork, taken: &[IpNetwork]) -> Option<IpNetwork> {
+    let length = like.prefix();
+    let candidates = (231..=255u8).chain(0..231).filter(|_| like.is_ipv4() && length >= 16);
+    let mut candidates =
+        candidates.filter_map(|second| IpNetwork::new(std::net::Ipv4Addr::new(10, second, 0, 0).into(), length).ok());
+    candidates.find(|pool| !taken.iter().any(|taken| overlap(*taken, *pool)))
+}
+
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
 }
 
 fn wants(desired: &Desired, netns: &str) -> bool {

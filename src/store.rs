@@ -19,6 +19,7 @@ use netns_policy::address::AddressBook;
 use netns_policy::name::NetworkName;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
+use nix::sys::stat::{major, minor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -31,10 +32,12 @@ use crate::trusted::{Trusted, Who};
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Another nsctl is changing this network.
-    #[error("another nsctl is at work: it holds {}", path.display())]
+    #[error("another nsctl is at work: {} holds {}", holder.map_or("it".into(), |pid| format!("pid {pid}")), path.display())]
     Busy {
         /// The lock.
         path: PathBuf,
+        /// Which process that is, where the kernel tells.
+        holder: Option<u32>,
     },
     /// A file of ours that does not hold what we write.
     #[error("cannot understand {}", path.display())]
@@ -79,6 +82,7 @@ impl StoreError {
 
     /// The next move.
     pub fn help(&self) -> &'static str {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
         match self {
             Self::Busy { .. } => "wait until it is done, then run this again",
             Self::Corrupt { path, .. } if path.ends_with(SYSCTLS) => {
@@ -92,6 +96,9 @@ impl StoreError {
             }
             Self::Foreign { .. } => "see whose it is; then chown it to root and chmod it to 0700; nothing was written",
             Self::Io { action: "read", .. } => "run this as root: without the record the addresses are not known",
+            Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
+                "make room there; nothing was applied"
+            }
             Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
         }
     }
@@ -341,9 +348,22 @@ impl Store {
 fn locked(file: File, path: PathBuf) -> Result<Guard, StoreError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => Ok(Guard { _file: file }),
-        Err((_, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path }),
+        Err((file, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path, holder: holder(&file) }),
         Err((_, errno)) => Err(StoreError::Io { action: "lock", path, source: errno.into() }),
     }
+}
+
+/// Who holds the lock on a file, as proc_locks(5) has it: `1: FLOCK  ADVISORY  WRITE 912 fd:01:4711 0 EOF`.
+fn holder(file: &File) -> Option<u32> {
+    let is = file.metadata().ok()?;
+    let of_this = format!("{:02x}:{:02x}:{}", major(is.dev()), minor(is.dev()), is.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let holder = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&of_this.as_str())).then(|| words[4].parse().ok())?
+    };
+    // A pid of another pid namespace is told as 0 or less.
+    locks.lines().find_map(holder).filter(|pid| *pid > 0)
 }
 
 /// Writes a file so that a reader, and a crash, find the old one or the new one and nothing between.

@@ -27,6 +27,16 @@ pub enum Editable {
         /// What the directory is, that they can.
         is: Why,
     },
+    /// By adding a file to a directory of policies.
+    #[error("{who} can put a policy into {}, which {is}", shown(directory))]
+    Listed {
+        /// The directory.
+        directory: PathBuf,
+        /// Who.
+        who: Who,
+        /// What it is, that they can.
+        is: Why,
+    },
     /// By being its owner.
     #[error("{} is owned by uid {uid}, who can edit it", shown(path))]
     Owner {
@@ -71,14 +81,14 @@ impl Editable {
         match self {
             Self::Mode { .. } => "E0004",
             Self::Owner { .. } => "E0005",
-            Self::Directory { .. } => "E0006",
+            Self::Directory { .. } | Self::Listed { .. } => "E0006",
         }
     }
 
     /// The file it is about, or the directory.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Directory { directory, .. } => directory,
+            Self::Directory { directory, .. } | Self::Listed { directory, .. } => directory,
             Self::Mode { path, .. } | Self::Owner { path, .. } => path,
         }
     }
@@ -89,8 +99,12 @@ impl Editable {
         match self {
             Self::Mode { .. } => format!("chmod go-w {path}"),
             Self::Owner { .. } => format!("chown root {path}"),
-            Self::Directory { is: Why::Mode(_), .. } => format!("chmod go-w {path}, or keep the policy elsewhere"),
-            Self::Directory { is: Why::Owned, .. } => format!("chown root {path}, or keep the policy elsewhere"),
+            Self::Directory { is: Why::Mode(_), .. } | Self::Listed { is: Why::Mode(_), .. } => {
+                format!("chmod go-w {path}, or keep the policy elsewhere")
+            }
+            Self::Directory { is: Why::Owned, .. } | Self::Listed { is: Why::Owned, .. } => {
+                format!("chown root {path}, or keep the policy elsewhere")
+            }
         }
     }
 }
@@ -122,7 +136,11 @@ pub(crate) fn of_directories(trusted: &Trusted, path: &Path, all: &[PathBuf], li
             true if sticky => return None,
             true => (trusted.writer(&is)?, Why::Mode(is.mode() & 0o7777)),
         };
-        Some(Editable::Directory { directory: directory.clone(), path: path.to_owned(), who, is })
+        let (directory, path) = (directory.clone(), path.to_owned());
+        Some(match listed == Some(&directory) {
+            true => Editable::Listed { directory, who, is },
+            false => Editable::Directory { directory, path, who, is },
+        })
     };
     all.iter().filter_map(one).collect()
 }

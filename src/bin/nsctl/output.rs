@@ -212,6 +212,9 @@ fn help(error: &Error) -> Option<String> {
             let known: Vec<_> = known.iter().map(ToString::to_string).collect();
             Some(format!("name a policy with --policy; `nsctl down` takes --network too: {}", known.join(", ")))
         }
+        Error::PoolTaken { free: Some(free), .. } => {
+            Some(format!("write another one: `pool4 = \"{free}\"` is free here"))
+        }
         Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
         Error::Step { source, .. } => Some(format!("nothing is open that the policy does not allow; {}", cure(source))),
         Error::Unfinished { .. } => {
