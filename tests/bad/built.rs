@@ -189,4 +189,10 @@ fn too_much(shell: &mut Shell, root: &Path) {
     let edges = (0..1_000).map(service).collect::<String>();
     write(root.join("edges.toml"), &format!("{HEAD}network.pool4 = \"10.0.0.0/16\"\n{edges}"));
     shell.case("edges.toml", "check -f edges.toml");
+    let ports = |count: u16| (1..=count).map(|n| format!("p{n} = \"tcp:{n}\"\n")).collect::<String>();
+    let some = "[service.b]\nconnect.a = [\"p1\"]\n";
+    for (name, count) in [("ports.toml", 1_001), ("ok-ports.toml", 1_000)] {
+        write(root.join(name), &format!("{HEAD}{some}[service.a.ports]\n{}", ports(count)));
+        shell.case(name, &format!("check -f {name}"));
+    }
 }

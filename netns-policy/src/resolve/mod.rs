@@ -79,13 +79,10 @@ impl AllowGraph {
         let policy = Policy::merge(files, &mut out);
         let graph = resolve(&policy, &mut spans, &mut out);
         let refused = out.has_errors();
-        let (mut errors, warnings) = out.finish(&spans.texts);
+        let (errors, warnings) = out.finish(&spans.texts);
         match graph {
             Some(graph) if !refused => Ok(Checked { graph, warnings }),
-            _ => {
-                errors.truncate(PolicyErrors::MOST);
-                Err(PolicyErrors(errors))
-            }
+            _ => Err(PolicyErrors(errors)),
         }
     }
 }

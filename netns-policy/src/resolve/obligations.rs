@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::graph::{AllowGraph, Edge, Origin, Outbound, Target};
-use crate::never::{Goal, Never, Start};
+use crate::never::{Goal, Never, Roads, Start};
 use crate::port::Ports;
 use crate::suggest::did_you_mean;
 use crate::syntax::findings::{At, Draft, Findings, Sp};
@@ -130,9 +130,13 @@ fn host_port(policy: &Policy, port: &PortRef, at: At, out: &mut Findings) -> Opt
 
 /// Refuses what breaks an invariant. An edge more can only break more, so this is told even when other mistakes are.
 pub(crate) fn check_nevers(graph: &AllowGraph, spans: &Spans, out: &mut Findings) {
+    let roads = Roads::new(graph);
     for never in graph.nevers() {
+        if out.is_full() {
+            return;
+        }
         let never_at = spans.at(&never.at);
-        for breach in never.breaches(graph) {
+        for breach in roads.breaches(never) {
             let chain = breach.chain.join(" -> ");
             let why = never.why.as_ref().map(|why| format!(": \"{}\"", why.escape_debug())).unwrap_or_default();
             let (code, what) =

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
-use netns_policy::diagnostic::{Finding, Warning};
+use netns_policy::diagnostic::{Finding, PolicyErrors, Warning};
 use nsctl::Error;
 use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
@@ -38,15 +38,22 @@ pub fn talk(text: impl Display) {
     writeln!(io::stderr().lock(), "nsctl: {text}").ok();
 }
 
-/// Says what is legal but doubtful.
+/// Says what is legal but doubtful, as many times as mistakes are told.
 pub fn warnings(warnings: &[Warning]) {
-    for warning in warnings {
+    let (shown, more) = warnings.split_at(warnings.len().min(PolicyErrors::MOST));
+    for warning in shown {
         talk(format_args!("{}", report(warning)));
+    }
+    if !more.is_empty() {
+        talk(format_args!("and {}; --json has them all", count(more.len(), "more warning")));
     }
 }
 
 /// A mistake in a policy file with its line, in plain ASCII: it means the same without colours.
 fn report(finding: &Finding) -> String {
+    if !finding.is_narrow() {
+        return format!("{finding:#}\n");
+    }
     let mut text = String::new();
     let theme = GraphicalTheme::none();
     match GraphicalReportHandler::new_themed(theme).with_width(110).render_report(&mut text, finding) {
