@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use netns_policy::diagnostic::{Finding, Warning};
+use netns_policy::prove::Counterexample;
 use nsctl::Error;
 use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
@@ -103,9 +104,29 @@ fn person_readable(error: &Error) {
         return;
     }
     talk(chain(error));
+    if let Error::Unproved(found) | Error::Refuted(found) = error {
+        for line in witness(found) {
+            writeln!(io::stderr().lock(), "  {line}").ok();
+        }
+    }
     if let Some(help) = help(error) {
         writeln!(io::stderr().lock(), "  help: {help}").ok();
     }
+}
+
+/// Packets of which a proof fails: in words, one of them as bytes, and the rules that it meets.
+fn witness(found: &Counterexample) -> Vec<String> {
+    // As much as rules look at.
+    const SHOWN: usize = 96;
+    let mut lines = vec![format!("packets: {}", found.class)];
+    if let Some(packet) = &found.packet {
+        let bytes: String = packet.frame().iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
+        let more = packet.frame().len().saturating_sub(SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {}", count(more, "byte")) };
+        lines.push(format!("frame: {bytes}{more}"));
+    }
+    lines.extend(found.trace.iter().map(|met| format!("meets: {met}")));
+    lines
 }
 
 /// Overwrites the last line of a terminal's stderr.
@@ -136,14 +157,18 @@ fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
         Error::Read(e) => e.path().map(|path| path.display().to_string()),
         _ => None,
     };
-    vec![json!({
+    let mut plain = json!({
         "code": code(error),
         "file": file,
         "line": null,
         "column": null,
         "message": chain(error),
         "help": help(error),
-    })]
+    });
+    if let Error::Unproved(found) | Error::Refuted(found) = error {
+        plain["witness"] = json!(witness(found));
+    }
+    vec![plain]
 }
 
 fn code(error: &Error) -> &'static str {
@@ -158,8 +183,10 @@ fn code(error: &Error) -> &'static str {
         Error::Probe(_) => nsctl::kernel::probe::ProbeError::CODE,
         Error::NoIpv6 | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.code(),
+        Error::Refuted(_) => "E0951",
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",
+        Error::Unproved(_) => "E0950",
         Error::Usage { .. } => "E0911",
     }
 }
@@ -188,7 +215,11 @@ fn help(error: &Error) -> Option<String> {
             "somebody with CAP_NET_ADMIN inside changes its rules or its wire: stop that service, then apply again"
                 .into(),
         ),
+        Error::Refuted(_) => Some("`nsctl status` tells what differs, `nsctl apply` mends it".into()),
         Error::Store(e) => Some(e.help().to_owned()),
+        Error::Unproved(_) => {
+            Some("this is a mistake of nsctl, and nothing was changed: please report it with the policy".into())
+        }
         Error::Unprivileged { .. } => Some("run it as root, for example with sudo".into()),
         _ => None,
     }

@@ -20,7 +20,10 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
         let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
         let changes = plan::as_json(&applied.planned.plan)["changes"].take();
         let warnings: Vec<_> = applied.planned.checked.warnings.iter().map(|warning| warning.plain()).collect();
-        output::answer(&json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings }));
+        let proof = applied.planned.proof.as_ref().map(super::prove::as_json);
+        output::answer(
+            &json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings, "proof": proof }),
+        );
         return Ok(ExitCode::SUCCESS);
     }
     output::warnings(&applied.planned.checked.warnings);
