@@ -79,7 +79,7 @@ pub fn verify(
     outside: &Outside,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, MatrixError> {
-    let planned = nsctl.plan().map_err(Box::new)?;
+    let planned = nsctl.look().map_err(Box::new)?;
     // What is foreign is told by `status`; it is no reason not to look.
     if let Some(what) = crate::status::undone(&planned).into_iter().next() {
         return Err(MatrixError::NotApplied { what });

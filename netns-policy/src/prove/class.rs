@@ -235,8 +235,7 @@ impl Class {
         vec![plain(Ip::V4), unparted, parted, plain(Ip::Neither)]
     }
 
-    /// Every datagram that an IP stack takes: put together from its parts, with a header that is all there and makes
-    /// sense.
+    /// Every datagram that an IP stack takes: put together from its parts, with a header that is all there.
     pub(super) fn datagrams() -> Vec<Self> {
         let frames = Self::frames().into_iter().filter(|class| class.ip != Ip::Neither);
         let whole = frames.map(|class| {
@@ -244,7 +243,9 @@ impl Class {
             let more_or_offset = if class.ip == Ip::V4 { 0x3fff } else { 0xfff9 };
             let parts = Numbers::masked(16, more_or_offset, 0).expect("few ranges");
             let long = Numbers::range(class.ip.header(), u128::MAX);
-            class.with(Var::Frag, &parts).with(Var::Sense, &Numbers::one(1)).with(Var::NetLen, &long)
+            let class = class.with(Var::Frag, &parts).with(Var::NetLen, &long);
+            // Of IPv6 the first header is asked alone: those behind it may lead nowhere.
+            if class.ip == Ip::V4 { class.with(Var::Sense, &Numbers::one(1)) } else { class }
         });
         whole.collect()
     }
@@ -435,14 +436,26 @@ impl fmt::Display for Class {
             Ip::V6 => "IPv6",
             Ip::Neither => "no IP",
         })?;
-        let silent = |var: &Var| *var == Var::Ether && self.ip != Ip::Neither;
-        for var in Var::ALL.into_iter().filter(|var| !silent(var)) {
-            if let Some(numbers) = self.narrow(var) {
+        for var in Var::ALL {
+            if let Some(numbers) = self.narrow(var).filter(|numbers| !is_usual(var, self.ip, numbers)) {
                 write!(f, ", {} ", name(var))?;
                 list(f, numbers, |number| text(var, self.ip, number))?;
             }
         }
         Ok(())
+    }
+}
+
+/// What goes without saying.
+fn is_usual(var: Var, ip: Ip, numbers: &Numbers) -> bool {
+    match var {
+        Var::Ether => ip != Ip::Neither,
+        Var::Frag | Var::FragHeader | Var::RtHeader => numbers.holds(0),
+        Var::Len => numbers.holds(64),
+        Var::Link => numbers.holds(0x0800),
+        Var::NetLen => numbers.holds(1500),
+        Var::Sense => numbers.holds(1),
+        _ => false,
     }
 }
 

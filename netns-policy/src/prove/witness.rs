@@ -65,7 +65,9 @@ pub(super) fn point_of(view: &View<'_>, beside: &Point) -> (Ip, Point) {
     let bytes = view.network.get(transport.offset..).unwrap_or_default();
     set(Var::Len, clamped(bytes.len()));
     for (var, offset, len) in TRANSPORT.into_iter().chain(embedded(ip)) {
-        set(var, bytes.get(offset..offset + len).map_or(0, number));
+        // The first byte of two may be there alone, and can be asked alone.
+        let there = bytes.iter().skip(offset).chain([&0; 16]).take(len);
+        set(var, there.fold(0, |number, byte| number << 8 | u128::from(*byte)));
     }
     (ip, point)
 }

@@ -84,6 +84,12 @@ pub enum Command {
         #[arg(long)]
         renumber: bool,
     },
+    /// Proves that for every packet the rules do what the policy says; needs no privilege without --live.
+    Prove {
+        /// Of the rules that the kernel holds, instead of those that are compiled.
+        #[arg(long)]
+        live: bool,
+    },
     /// Prints services, addresses, edges with their counters, and drift.
     Status,
     /// Really connects every pair and compares with the graph.

@@ -31,6 +31,13 @@ impl Rule {
     }
 }
 
+impl super::Set {
+    /// The key of an element as nft(8) lists it; `links` names the indexes.
+    pub fn key_in_words(&self, key: &Key, links: &BTreeMap<u32, String>) -> String {
+        value::key(self, key, links)
+    }
+}
+
 impl Delta {
     /// The operations as lines for nft(8), one for each element. `sets` are those that rules may ask: of the ruleset
     /// that is desired.

@@ -6,6 +6,7 @@ mod env;
 mod exec;
 mod graph;
 mod plan;
+mod prove;
 mod status;
 mod verify;
 mod why;
@@ -33,6 +34,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Plan { offline, exit_code, renumber } => {
             plan::plan(args, &orchestrator(args, *renumber), *offline, *exit_code)
         }
+        Command::Prove { live } => prove::prove(args, &orchestrator(args, false), *live),
         Command::Status => status::status(args, &orchestrator(args, false)),
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
@@ -47,6 +49,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Down { .. } => "down",
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",
+        Command::Prove { live: true } => "prove --live",
         Command::Status => "status",
         Command::Verify { .. } => "verify",
         Command::Check
@@ -54,6 +57,7 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Env { .. }
         | Command::Graph { .. }
         | Command::Plan { .. }
+        | Command::Prove { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
@@ -71,13 +75,14 @@ fn orchestrator(args: &Args, renumber: bool) -> Orchestrator {
 }
 
 fn check(args: &Args) -> Result<ExitCode, Error> {
-    let checked = orchestrator(args, false).check()?;
+    let (checked, proof) = orchestrator(args, false).check_and_prove()?;
     let (services, edges) = (checked.graph.services().count(), checked.graph.edges().len());
     if args.json {
         let warnings = output::warnings_json(&checked.warnings, &checked.editable);
         let files = &checked.files;
+        let proof = prove::as_json(&proof);
         output::answer(
-            &serde_json::json!({ "services": services, "edges": edges, "files": files, "warnings": warnings }),
+            &serde_json::json!({ "services": services, "edges": edges, "files": files, "warnings": warnings, "proof": proof }),
         );
     } else {
         if args.verbose {
@@ -86,6 +91,7 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
         output::warnings(&checked.warnings);
         output::editable(&checked.editable);
         output::line(format_args!("ok: {}, {}", output::count(services, "service"), output::count(edges, "edge")));
+        output::line(format_args!("proved: {} classes of packets", proof.classes()));
     }
     Ok(ExitCode::SUCCESS)
 }
