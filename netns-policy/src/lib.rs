@@ -27,6 +27,7 @@ pub mod plan;
 pub mod port;
 mod resolve;
 pub mod ruleset;
+pub mod schema;
 pub mod shared;
 mod suggest;
 mod syntax;
