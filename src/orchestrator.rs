@@ -160,6 +160,15 @@ pub enum Error {
     /// The connections cannot be tried.
     #[error(transparent)]
     Verify(Box<crate::matrix::MatrixError>),
+    /// A file that was asked for cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// What was made is not what was to be made.
     #[error("{} steps are still to do after the turn, the first: {first}", left)]
     Unfinished {

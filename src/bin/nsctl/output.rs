@@ -161,6 +161,7 @@ fn code(error: &Error) -> &'static str {
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",
         Error::Usage { .. } => "E0911",
+        Error::Write { .. } => "E0915",
     }
 }
 
