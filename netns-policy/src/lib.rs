@@ -17,6 +17,7 @@ pub mod diagnostic;
 pub mod explain;
 pub mod exposure;
 pub mod graph;
+pub mod layout;
 mod lint;
 pub mod name;
 pub mod network;

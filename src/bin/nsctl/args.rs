@@ -72,6 +72,15 @@ pub enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
+    /// Puts policy files into their one layout, with their comments; needs no privilege.
+    Fmt {
+        /// Change nothing; exit with 1 when a file is laid out otherwise.
+        #[arg(long)]
+        check: bool,
+        /// Files, directories, or - for stdin; default: those of --policy, else those under /etc and /run.
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Prints the allow-graph; needs no privilege.
     Graph {
         /// The form.

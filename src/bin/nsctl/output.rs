@@ -10,6 +10,7 @@ use nsctl::Error;
 use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
 use nsctl::report::StepError;
+use nsctl::rewrite::RewriteError;
 use serde::Serialize;
 use serde_json::json;
 
@@ -162,6 +163,8 @@ fn code(error: &Error) -> &'static str {
         Error::Unprivileged { .. } => "E0910",
         Error::Usage { .. } => "E0911",
         Error::Write { .. } => "E0915",
+        Error::Layout(_) => "E0916",
+        Error::Rewrite(_) => RewriteError::CODE,
     }
 }
 
@@ -180,6 +183,7 @@ fn help(error: &Error) -> Option<String> {
         }
         Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
         Error::Read(e) => Some(e.help().to_owned()),
+        Error::Rewrite(e) => Some(e.help().to_owned()),
         Error::Step { source, .. } => Some(format!("nothing is open that the policy does not allow; {}", cure(source))),
         Error::Unfinished { .. } => {
             Some("nothing is open that the policy does not allow; run the same command again to finish".into())

@@ -5,6 +5,7 @@ mod completions;
 mod demo;
 mod env;
 mod exec;
+mod fmt;
 mod graph;
 mod man;
 mod plan;
@@ -33,6 +34,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
+        Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
         Command::Graph { format } => graph::graph(args, *format, &orchestrator(args, false)),
         Command::Man { directory } => man::man(args, directory.as_deref()),
         Command::Plan { offline, exit_code, renumber } => {
@@ -59,6 +61,7 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Completions { .. }
         | Command::Demo
         | Command::Env { .. }
+        | Command::Fmt { .. }
         | Command::Graph { .. }
         | Command::Man { .. }
         | Command::Plan { .. }
