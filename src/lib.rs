@@ -17,6 +17,7 @@ pub mod orchestrator;
 pub mod policy;
 pub mod reconcile;
 pub mod report;
+pub mod rewrite;
 pub mod sandbox;
 pub mod status;
 pub mod store;

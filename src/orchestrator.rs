@@ -13,6 +13,7 @@ use netns_policy::changes::Change;
 use netns_policy::desired::Desired;
 use netns_policy::diagnostic::{PolicyErrors, Warning};
 use netns_policy::graph::{AllowGraph, Service};
+use netns_policy::layout::LayoutError;
 use netns_policy::name::NetworkName;
 use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
@@ -30,6 +31,7 @@ use crate::kernel::{Kernel, KernelError, Linux, netns};
 use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::reconcile;
 use crate::report::{Report, StepError};
+use crate::rewrite::RewriteError;
 use crate::status::Status;
 use crate::store::{Guard, Store, StoreError};
 
@@ -111,6 +113,12 @@ pub enum Error {
     /// The policy cannot be read.
     #[error(transparent)]
     Read(#[from] ReadErrors),
+    /// A policy file cannot be laid out.
+    #[error(transparent)]
+    Layout(LayoutError),
+    /// A file of the operator's cannot be rewritten.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
     /// There is no sandbox to be had.
     #[error(transparent)]
     Sandbox(Box<crate::sandbox::SandboxError>),
@@ -169,6 +177,15 @@ pub enum Error {
     /// The rules that the kernel holds do another thing than the policy says.
     #[error("the rules in the kernel do not do what the policy says")]
     Refuted(#[source] Box<Counterexample>),
+    /// A file that was asked for cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// What was made is not what was to be made.
     #[error("{} steps are still to do after the turn, the first: {first}", left)]
     Unfinished {
@@ -177,6 +194,15 @@ pub enum Error {
         /// The first.
         first: Box<Step>,
     },
+}
+
+impl From<LayoutError> for Error {
+    fn from(error: LayoutError) -> Self {
+        match error {
+            LayoutError::Policy(errors) => Self::Policy(errors),
+            other => Self::Layout(other),
+        }
+    }
 }
 
 fn steps_of(spoiled: &[StepError]) -> String {

@@ -6,6 +6,9 @@ use netns_policy::{PolicyErrors, Source};
 /// A title, the codes in the order of the file, and what stands below the head of a policy.
 type Case<'a> = (&'a str, &'a [&'a str], &'a str);
 
+#[allow(dead_code, reason = "another test uses the rest of it")]
+mod under_schema;
+
 const HEAD: &str = "schema = 1\nnetwork.name = \"node\"\n";
 
 fn refused(sources: &[Source]) -> PolicyErrors {
@@ -20,6 +23,7 @@ fn shown(title: &str, codes: &[&str], sources: &[Source]) -> String {
     let text: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
     let text = text.join("\n");
     assert_eq!(errors.iter().map(|error| error.code()).collect::<Vec<_>>(), codes, "{title}:\n{text}");
+    under_schema::finds_it_where_it_can(title, codes, sources);
     format!("# {title}\n{text}\n")
 }
 

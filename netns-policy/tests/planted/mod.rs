@@ -458,7 +458,9 @@ pub const MORE: [Mutant; 56] = [
     ("host: containers use its wire", |w| drop(rules(host(w), "forward").remove(1))),
     ("host: new connections come in by the leg", |w| rules(host(w), "to_leg").insert(0, accepting(state(8)))),
     ("host: its wire takes everything", |w| rules(host(w), "from_fabric").insert(0, accepting(vec![]))),
-    ("host: its own traffic is dropped", |w| rules(host(w), "input").push(Rule::from(vec![Expr::Verdict(Verdict::Drop)]))),
+    ("host: its own traffic is dropped", |w| {
+        rules(host(w), "input").push(Rule::from(vec![Expr::Verdict(Verdict::Drop)]))
+    }),
     ("host: the guard is missing", |w| {
         rules(host(w), "forward").truncate(4);
     }),

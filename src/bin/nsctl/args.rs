@@ -42,6 +42,12 @@ pub enum Command {
     },
     /// Parses the policy and checks its invariants and tests; needs no privilege.
     Check,
+    /// Prints what a shell loads to complete commands and options.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
     /// Shows everything on a bitcoin node of 17 services, in a sandbox that touches nothing of the host.
     Demo,
     /// Removes everything that is nsctl's; recorded addresses stay.
@@ -66,11 +72,26 @@ pub enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
+    /// Puts policy files into their one layout, with their comments; needs no privilege.
+    Fmt {
+        /// Change nothing; exit with 1 when a file is laid out otherwise.
+        #[arg(long)]
+        check: bool,
+        /// Files, directories, or - for stdin; default: those of --policy, else those under /etc and /run.
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Prints the allow-graph; needs no privilege.
     Graph {
         /// The form.
         #[arg(long, value_enum, default_value_t = Form::Text)]
         format: Form,
+    },
+    /// Writes the manual pages.
+    Man {
+        /// Into this directory; left out: the main page to stdout.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
     },
     /// Prints what apply would do, as edges.
     Plan {
@@ -90,6 +111,8 @@ pub enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Prints the JSON Schema of the policy language, for editors and programs.
+    Schema,
     /// Prints services, addresses, edges with their counters, and drift.
     Status,
     /// Really connects every pair and compares with the graph.
@@ -119,4 +142,15 @@ pub enum Form {
     Mermaid,
     /// One line for each edge.
     Text,
+}
+
+/// Shells whose completion can be made.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    /// bash(1).
+    Bash,
+    /// fish(1).
+    Fish,
+    /// zsh(1).
+    Zsh,
 }

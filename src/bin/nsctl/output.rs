@@ -13,6 +13,7 @@ use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
 use nsctl::policy::{Editable, Found, ReadError};
 use nsctl::report::StepError;
+use nsctl::rewrite::RewriteError;
 use serde::Serialize;
 use serde_json::json;
 
@@ -236,6 +237,9 @@ fn code(error: &Error) -> &'static str {
         Error::Unprivileged { .. } => "E0910",
         Error::Unproved(_) => "E0950",
         Error::Usage { .. } => "E0911",
+        Error::Write { .. } => "E0915",
+        Error::Layout(_) => "E0916",
+        Error::Rewrite(_) => RewriteError::CODE,
     }
 }
 
@@ -256,6 +260,7 @@ fn help(error: &Error) -> Option<String> {
             Some(format!("write another one: `pool4 = \"{free}\"` is free here"))
         }
         Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
+        Error::Rewrite(e) => Some(e.help().to_owned()),
         Error::Step { source, .. } => Some(format!("nothing is open that the policy does not allow; {}", cure(source))),
         Error::Unfinished { .. } => {
             Some("nothing is open that the policy does not allow; run the same command again to finish".into())

@@ -1,12 +1,16 @@
 //! One file a verb, or a few that belong together.
 
 mod apply;
+mod completions;
 mod demo;
 mod env;
 mod exec;
+mod fmt;
 mod graph;
+mod man;
 mod plan;
 mod prove;
+mod schema;
 mod status;
 mod verify;
 mod why;
@@ -24,17 +28,21 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     match &args.command {
         Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
         Command::Check => check(args),
+        Command::Completions { shell } => Ok(completions::completions(*shell)),
         Command::Demo => demo::demo(args),
         Command::Down { network } => apply::down(args, &orchestrator(args, false), network.as_ref()),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
+        Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
         Command::Graph { format } => graph::graph(args, *format, &orchestrator(args, false)),
+        Command::Man { directory } => man::man(args, directory.as_deref()),
         Command::Plan { offline, exit_code, renumber } => {
             plan::plan(args, &orchestrator(args, *renumber), *offline, *exit_code)
         }
         Command::Prove { live } => prove::prove(args, &orchestrator(args, false), *live),
+        Command::Schema => Ok(schema::schema()),
         Command::Status => status::status(args, &orchestrator(args, false)),
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
@@ -53,11 +61,15 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Status => "status",
         Command::Verify { .. } => "verify",
         Command::Check
+        | Command::Completions { .. }
         | Command::Demo
         | Command::Env { .. }
+        | Command::Fmt { .. }
         | Command::Graph { .. }
+        | Command::Man { .. }
         | Command::Plan { .. }
         | Command::Prove { .. }
+        | Command::Schema
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);

@@ -1,0 +1,126 @@
+//! `nsctl fmt` writes what it says, and nothing else.
+
+#![allow(clippy::disallowed_methods, reason = "it runs the command")]
+
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nsctl::rewrite::{RewriteError, replace};
+
+const UGLY: &str = "schema=1\n[service.web]\nports={http=\"tcp:80\"} # for all\nunit=\"web.service\"\n";
+const NEAT: &str = "schema = 1\n\n[service.web]\nunit = \"web.service\"\nports = { http = \"tcp:80\" }  # for all\n";
+
+/// A directory of its own.
+fn directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fmt-{name}"));
+    drop(fs::remove_dir_all(&directory));
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn file(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn fmt(arguments: &[&str], paths: &[&Path], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nsctl"));
+    command.arg("fmt").args(arguments).args(paths);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // One that does not read it may have gone.
+    child.stdin.take().unwrap().write_all(input.as_bytes()).ok();
+    child.wait_with_output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+#[test]
+fn a_file_is_laid_out_and_keeps_its_mode_and_its_owner() {
+    let directory = directory("mode");
+    let path = file(&directory, "policy.toml", UGLY);
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if is_root {
+        // In a user namespace of one user nobody else can own a file.
+        drop(chown(&path, Some(1), Some(1)));
+    }
+    let before = fs::metadata(&path).unwrap();
+    let checked = fmt(&["--check"], &[&path], "");
+    assert_eq!((code(&checked), fs::read_to_string(&path).unwrap().as_str()), (1, UGLY), "--check changed it");
+    let written = fmt(&[], &[&path], "");
+    assert_eq!((code(&written), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{written:?}");
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((before.mode(), before.uid(), before.gid()), (after.mode(), after.uid(), after.gid()));
+    assert_ne!(before.ino(), after.ino(), "a reader could have seen half of it");
+    let again = fmt(&[], &[&path], "");
+    assert_eq!((code(&again), &again.stdout[..]), (0, &b"nothing to do\n"[..]));
+    assert_eq!(after.ino(), fs::metadata(&path).unwrap().ino(), "a neat file is left alone");
+    assert_eq!(code(&fmt(&["--check"], &[&path], "")), 0);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "something is left beside it");
+}
+
+#[test]
+fn one_wrong_file_of_several_leaves_all_as_they_are() {
+    let directory = directory("wrong");
+    let good = file(&directory, "a.toml", UGLY);
+    file(&directory, "b.toml", "schema = 1\nsrevice = 3\n");
+    let output = fmt(&[], &[&directory], "");
+    assert_eq!((code(&output), fs::read_to_string(&good).unwrap().as_str()), (2, UGLY));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("E0109"), "{output:?}");
+    fs::remove_file(directory.join("b.toml")).unwrap();
+    assert_eq!(code(&fmt(&[], &[&directory], "")), 0);
+    assert_eq!(fs::read_to_string(&good).unwrap(), NEAT, "it is laid out when nothing is in the way");
+}
+
+#[test]
+fn stdin_goes_to_stdout() {
+    let output = fmt(&[], &[Path::new("-")], UGLY);
+    assert_eq!((code(&output), String::from_utf8_lossy(&output.stdout).as_ref()), (0, NEAT));
+    assert_eq!(code(&fmt(&["--check"], &[Path::new("-")], UGLY)), 1);
+    assert_eq!(code(&fmt(&["--check"], &[Path::new("-")], NEAT)), 0);
+    let json = fmt(&[], &[Path::new("-")], "{\"schema\":1,\"network\":{\"name\":\"n\"}}");
+    let expected = "{\n  \"network\": {\n    \"name\": \"n\"\n  },\n  \"schema\": 1\n}\n";
+    assert_eq!(String::from_utf8_lossy(&json.stdout), expected);
+    assert_eq!(code(&fmt(&[], &[Path::new("-"), Path::new("x.toml")], UGLY)), 2);
+}
+
+#[test]
+fn neither_a_link_nor_one_of_several_names_is_replaced() {
+    let directory = directory("links");
+    let path = file(&directory, "policy.toml", UGLY);
+    let (link, name) = (directory.join("link.toml"), directory.join("name.toml"));
+    symlink(&path, &link).unwrap();
+    assert!(matches!(replace(&link, UGLY.as_bytes(), NEAT), Err(RewriteError::Linked { .. })));
+    fs::hard_link(&path, &name).unwrap();
+    assert!(matches!(replace(&path, UGLY.as_bytes(), NEAT), Err(RewriteError::Linked { .. })));
+    assert_eq!(fs::read_to_string(&path).unwrap(), UGLY);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    fs::remove_file(&name).unwrap();
+    replace(&path, UGLY.as_bytes(), NEAT).expect("it has one name now, and is no link");
+    assert_eq!(fs::read_to_string(&link).unwrap(), NEAT);
+}
+
+#[test]
+fn a_file_that_changed_meanwhile_is_left_alone() {
+    let directory = directory("changed");
+    let path = file(&directory, "policy.toml", "schema = 1\n# by somebody else\n");
+    for read in ["schema = 1\n", "schema = 1\n# by somebody else\n\n", ""] {
+        assert!(matches!(replace(&path, read.as_bytes(), NEAT), Err(RewriteError::Changed { .. })));
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "schema = 1\n# by somebody else\n");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "something is left beside it");
+}
+
+#[test]
+fn the_examples_are_laid_out() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies");
+    let output = fmt(&["--check"], &[&examples], "");
+    assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stdout));
+}
