@@ -25,6 +25,7 @@ pub mod observed;
 pub mod packet;
 pub mod plan;
 pub mod port;
+pub mod reach;
 mod resolve;
 pub mod ruleset;
 mod suggest;

@@ -84,6 +84,19 @@ pub enum Command {
         #[arg(long)]
         renumber: bool,
     },
+    /// Prints what can be reached from a place, or who can reach it, in how many steps; needs no privilege.
+    #[command(group = clap::ArgGroup::new("end").required(true).multiple(true).args(["from", "to"]))]
+    Reach {
+        /// Where it begins: a service, a peer, `host`, `peers`, `wan` or `lan`.
+        #[arg(long, value_name = "PLACE")]
+        from: Option<String>,
+        /// Where it ends; with --from, one shortest chain from there.
+        #[arg(long, value_name = "PLACE")]
+        to: Option<String>,
+        /// At most so many steps, the way in included.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        hops: Option<u32>,
+    },
     /// Prints services, addresses, edges with their counters, and drift.
     Status,
     /// Really connects every pair and compares with the graph.

@@ -6,6 +6,7 @@ mod env;
 mod exec;
 mod graph;
 mod plan;
+mod reach;
 mod status;
 mod verify;
 mod why;
@@ -33,6 +34,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Plan { offline, exit_code, renumber } => {
             plan::plan(args, &orchestrator(args, *renumber), *offline, *exit_code)
         }
+        Command::Reach { from, to, hops } => {
+            reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
+        }
         Command::Status => status::status(args, &orchestrator(args, false)),
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
@@ -54,6 +58,7 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Env { .. }
         | Command::Graph { .. }
         | Command::Plan { .. }
+        | Command::Reach { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
