@@ -19,6 +19,7 @@ pub mod report;
 pub mod sandbox;
 pub mod status;
 pub mod store;
+pub mod trial;
 pub mod unit;
 pub mod uplink;
 pub mod verify;

@@ -18,6 +18,7 @@ use netns_policy::plan::{Plan, Step};
 use netns_policy::port::Protocol;
 use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::{Place, fabric_netns, is_netns_of};
+use netns_policy::trial::Trial;
 use thiserror::Error;
 
 use crate::kernel::listener::listeners;
@@ -262,6 +263,15 @@ impl Orchestrator {
         let sources = policy::read(&self.options.policy)?;
         let checked = AllowGraph::parse(&sources)?;
         Ok(Checked { graph: checked.graph, warnings: checked.warnings })
+    }
+
+    /// Every `[[test]]` and `[[never]]` with its outcome, of a policy that may break them. Needs no privilege.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::check`], but for broken tests and invariants.
+    pub fn trials(&self) -> Result<Vec<Trial>, Error> {
+        Ok(AllowGraph::trials(&policy::read(&self.options.policy)?)?)
     }
 
     /// What [`Orchestrator::apply`] would do. Changes nothing.

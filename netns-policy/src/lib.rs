@@ -31,6 +31,7 @@ pub mod ruleset;
 mod suggest;
 mod syntax;
 pub mod topology;
+pub mod trial;
 
 pub use diagnostic::{Format, PolicyError, PolicyErrors, Source, Trust, Warning};
 pub use resolve::Checked;

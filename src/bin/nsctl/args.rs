@@ -99,6 +99,21 @@ pub enum Command {
     },
     /// Prints services, addresses, edges with their counters, and drift.
     Status,
+    /// Runs the tests and invariants of the policy, each by name; needs no privilege without --live.
+    Test {
+        /// Really connect for each `can` and `cannot` too.
+        #[arg(long)]
+        live: bool,
+        /// The form of the results.
+        #[arg(long, value_enum, default_value_t = Results::Text)]
+        format: Results,
+        /// An address on the internet that answers, to stand for `wan`.
+        #[arg(long, value_name = "ADDRESS", requires = "live")]
+        wan: Option<std::net::IpAddr>,
+        /// An address of the local network that answers, to stand for `lan`.
+        #[arg(long, value_name = "ADDRESS", requires = "live")]
+        lan: Option<std::net::IpAddr>,
+    },
     /// Really connects every pair and compares with the graph.
     Verify {
         /// An address on the internet that answers on every probed port, to stand for `wan`.
@@ -125,5 +140,15 @@ pub enum Form {
     /// Mermaid flowchart.
     Mermaid,
     /// One line for each edge.
+    Text,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Results {
+    /// As with --json.
+    Json,
+    /// JUnit XML, for build servers.
+    Junit,
+    /// One line for each, and what is wrong with it.
     Text,
 }

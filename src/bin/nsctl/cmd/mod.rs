@@ -8,12 +8,14 @@ mod graph;
 mod plan;
 mod reach;
 mod status;
+mod test;
 mod verify;
 mod why;
 
 use std::process::ExitCode;
 
 use caps::{CapSet, Capability};
+use nsctl::matrix::Outside;
 use nsctl::{Error, Options, Orchestrator};
 
 use crate::args::{Args, Command};
@@ -38,6 +40,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
         }
         Command::Status => status::status(args, &orchestrator(args, false)),
+        Command::Test { live, format, wan, lan } => {
+            let outside =
+                Outside { wan: wan.iter().copied().collect(), lan: lan.iter().copied().collect(), netns: None };
+            test::test(args, &orchestrator(args, false), *format, *live, &outside)
+        }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
     }
@@ -52,6 +59,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Status => "status",
+        Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
         Command::Check
         | Command::Demo
@@ -59,6 +67,7 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Graph { .. }
         | Command::Plan { .. }
         | Command::Reach { .. }
+        | Command::Test { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
