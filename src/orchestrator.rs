@@ -21,6 +21,7 @@ use netns_policy::port::Protocol;
 use netns_policy::prove::{Counterexample, Proof, prove, prove_observed};
 use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::{Place, fabric_netns, is_netns_of};
+use netns_policy::trial::Trial;
 use thiserror::Error;
 
 use crate::kernel::listener::listeners;
@@ -346,6 +347,15 @@ impl Orchestrator {
         let planned = self.planned_on(self.check()?, &book, nothing, Capabilities::default())?;
         let proof = proved(&planned)?;
         Ok((planned.checked, proof))
+    }
+
+    /// Every `[[test]]` and `[[never]]` with its outcome, of a policy that may break them. Needs no privilege.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::check`], but for broken tests and invariants.
+    pub fn trials(&self) -> Result<Vec<Trial>, Error> {
+        Ok(AllowGraph::trials(&policy::read(&self.options.policy)?.sources)?)
     }
 
     /// What [`Orchestrator::apply`] would do, with the proof that it is what the policy says. Changes nothing.

@@ -298,7 +298,7 @@ fn a_refusal_names_the_capability_that_is_missing() {
     in_sandbox(|| {
         own_etc();
         write_policy(SHOP);
-        for verb in ["apply", "down", "exec web -- true", "plan", "status", "verify"] {
+        for verb in ["apply", "down", "exec web -- true", "plan", "status", "test --live", "verify"] {
             let binary = [env!("CARGO_BIN_EXE_nsctl"), "-f", "/run/policy.toml", "--json"];
             let drop = ["--bounding-set=-net_admin", "--inh-caps=-net_admin"];
             let without = Command::new("setpriv").args(drop).args(binary).args(verb.split(' ')).output().unwrap();

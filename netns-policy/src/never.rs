@@ -289,6 +289,17 @@ fn target_text(edge: &Edge) -> String {
     }
 }
 
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inside(target, None) => target.fmt(f),
+            Self::Inside(target, Some(ports)) => write!(f, "{target}:{ports}"),
+            Self::Lan => f.write_str("lan"),
+            Self::Wan => f.write_str("wan"),
+        }
+    }
+}
+
 impl Start {
     pub(crate) fn comes_through(&self, exposure: &Exposure) -> bool {
         match (self, &exposure.way) {

@@ -21,6 +21,7 @@ use crate::graph::{AllowGraph, Defaults, Location, Written};
 use crate::lint;
 use crate::syntax::findings::{At, Draft, Findings, Texts};
 use crate::syntax::{self, File};
+use crate::trial::Trial;
 
 use self::merge::Policy;
 use self::names::Names;
@@ -71,10 +72,8 @@ impl AllowGraph {
     ///
     /// Every mistake in them, ordered by file and position, at most [`PolicyErrors::MOST`].
     pub fn parse(sources: &[Source]) -> Result<Checked, PolicyErrors> {
-        let mut sources: Vec<&Source> = sources.iter().collect();
-        sources.sort_by(|a, b| (&a.name, &a.text).cmp(&(&b.name, &b.text)));
         let mut out = Findings::default();
-        let (texts, files) = read(&sources, &mut out);
+        let (texts, files) = read(&ordered(sources), &mut out);
         let mut spans = Spans { texts, spans: BTreeMap::new() };
         let policy = Policy::merge(files, &mut out);
         let graph = resolve(&policy, &mut spans, &mut out);
@@ -85,6 +84,32 @@ impl AllowGraph {
             _ => Err(PolicyErrors(errors)),
         }
     }
+}
+
+/// Every obligation of a policy in which nothing else is wrong.
+pub(crate) fn trials(sources: &[Source]) -> Result<Vec<Trial>, PolicyErrors> {
+    let mut out = Findings::default();
+    let (texts, files) = read(&ordered(sources), &mut out);
+    let mut spans = Spans { texts, spans: BTreeMap::new() };
+    let policy = Policy::merge(files, &mut out);
+    let graph = resolve(&policy, &mut spans, &mut out);
+    let (mut errors, _) = out.finish(&spans.texts);
+    match graph {
+        Some(graph) if errors.iter().all(|error| obligations::BROKEN.contains(&error.code())) => {
+            Ok(obligations::trials(&policy, &Names::new(&policy), &graph, &mut spans))
+        }
+        _ => {
+            errors.truncate(PolicyErrors::MOST);
+            Err(PolicyErrors(errors))
+        }
+    }
+}
+
+/// In the order of their names, so that equal sets of files are told of in equal words.
+fn ordered(sources: &[Source]) -> Vec<&Source> {
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    sources.sort_by(|a, b| (&a.name, &a.text).cmp(&(&b.name, &b.text)));
+    sources
 }
 
 fn read(sources: &[&Source], out: &mut Findings) -> (Texts, Vec<File>) {

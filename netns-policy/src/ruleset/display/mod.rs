@@ -36,6 +36,11 @@ impl super::Set {
     pub fn key_in_words(&self, key: &Key, links: &BTreeMap<u32, String>) -> String {
         value::key(self, key, links)
     }
+
+    /// One of its elements as nft(8) prints it, with what a map answers and without what it counted.
+    pub fn display(&self, key: &Key, links: &BTreeMap<u32, String>) -> String {
+        element(self, key, self.elements.get(key).and_then(Option::as_deref), "", links)
+    }
 }
 
 impl Delta {

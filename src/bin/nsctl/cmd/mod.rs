@@ -10,14 +10,17 @@ mod graph;
 mod man;
 mod plan;
 mod prove;
+mod reach;
 mod schema;
 mod status;
+mod test;
 mod verify;
 mod why;
 
 use std::process::ExitCode;
 
 use caps::{CapSet, Capability};
+use nsctl::matrix::Outside;
 use nsctl::{Error, Options, Orchestrator};
 
 use crate::args::{Args, Command};
@@ -43,7 +46,15 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         }
         Command::Prove { live } => prove::prove(args, &orchestrator(args, false), *live),
         Command::Schema => Ok(schema::schema()),
+        Command::Reach { from, to, hops } => {
+            reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
+        }
         Command::Status => status::status(args, &orchestrator(args, false)),
+        Command::Test { live, format, wan, lan } => {
+            let outside =
+                Outside { wan: wan.iter().copied().collect(), lan: lan.iter().copied().collect(), netns: None };
+            test::test(args, &orchestrator(args, false), *format, *live, &outside)
+        }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
     }
@@ -59,6 +70,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Prove { live: true } => "prove --live",
         Command::Status => "status",
+        Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
         Command::Check
         | Command::Completions { .. }
@@ -70,6 +82,8 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Plan { .. }
         | Command::Prove { .. }
         | Command::Schema
+        | Command::Reach { .. }
+        | Command::Test { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
