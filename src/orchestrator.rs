@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use netns_policy::address::{AddressBook, AddressError, AddressPlan};
+use netns_policy::changes::Change;
 use netns_policy::desired::Desired;
 use netns_policy::diagnostic::{PolicyErrors, Warning};
 use netns_policy::graph::{AllowGraph, Service};
@@ -210,11 +211,22 @@ pub struct Planned {
     pub plan: Plan,
 }
 
+impl Planned {
+    /// The policy alone: the rest is gone when the next look is taken, since two looks at a large network fill the memory.
+    fn into_checked(self) -> Checked {
+        self.checked
+    }
+}
+
 /// What `apply` did.
 #[derive(Debug)]
 pub struct Applied {
-    /// What was planned, with the policy and its warnings.
-    pub planned: Planned,
+    /// The policy.
+    pub checked: Checked,
+    /// Who has which address.
+    pub addresses: AddressPlan,
+    /// What it meant to the operator: services and edges that came and went.
+    pub changes: Vec<Change>,
     /// What was done.
     pub report: Report,
     /// What works otherwise than the operator may think.
@@ -327,13 +339,13 @@ impl Orchestrator {
         self.remove_leftovers(&checked.graph.network().name)?;
         let mut planned = self.planned(checked, &store, capabilities)?;
         if self.adopt_sysctls(&planned, &store)? {
-            planned = self.planned(planned.checked, &store, capabilities)?;
+            planned = self.planned(planned.into_checked(), &store, capabilities)?;
         }
-        let first = planned.clone();
+        let changes = planned.plan.changes.clone();
         let mut report = Report::default();
         for turn in 1.. {
             self.carry_out(&planned, &store, &mut report, turn == TURNS)?;
-            planned = self.planned(planned.checked, &store, capabilities)?;
+            planned = self.planned(planned.into_checked(), &store, capabilities)?;
             match planned.plan.steps.first() {
                 None => break,
                 // Somebody inside spoils it each time; everybody else is served.
@@ -351,7 +363,7 @@ impl Orchestrator {
             }
         }
         let notes = self.notes(&planned);
-        Ok(Applied { planned: first, report, notes })
+        Ok(Applied { checked: planned.checked, addresses: planned.addresses, changes, report, notes })
     }
 
     /// Removes all that is ours; the recorded addresses stay, so that the services get them again.

@@ -10,6 +10,8 @@
 extern crate self as netns_policy;
 
 pub mod address;
+pub mod ask;
+pub mod canonical;
 pub mod changes;
 pub mod cut;
 pub mod desired;
@@ -25,8 +27,10 @@ pub mod observed;
 pub mod packet;
 pub mod plan;
 pub mod port;
+pub mod prove;
 mod resolve;
 pub mod ruleset;
+pub mod shared;
 mod suggest;
 mod syntax;
 pub mod topology;

@@ -218,7 +218,7 @@ static EMPTY: Ruleset = Ruleset { tables: BTreeMap::new() };
 struct Steps<'a> {
     observed: &'a Observed,
     desired: &'a Desired,
-    /// What each lock lacks; those that lack nothing are not in it.
+    /// What each lock that stays lacks; those that lack nothing are not in it.
     deltas: BTreeMap<Place, Delta>,
     /// How many changes of rules are planned at each site.
     transactions: BTreeMap<Site, u32>,
@@ -226,11 +226,11 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// Compares every lock once: most are as they ought to be, and cost no more than that.
+    /// Compares every lock that stays once: most are as they ought to be, and cost no more than that.
     fn compare(&mut self) {
         for place in self.sites() {
             let (old, new) = (self.lock_at(&place), self.lock_of(&place));
-            if old != new {
+            if old != new && !self.is_new(&place) {
                 let delta = Delta::between(old, new);
                 self.deltas.insert(place, delta);
             }
@@ -326,9 +326,15 @@ impl Steps<'_> {
             let alias = alias(&desired.network, "+fabric");
             self.steps.push(Step::CreateFabric { netns: desired.fabric_netns(), alias, rules });
         }
+        let mut shut = Delta::default();
         for (place, wire) in &desired.wires {
             if let Some(netns) = wire.netns.as_ref().filter(|netns| !observed.namespaces.contains_key(*netns)) {
-                let rules = Delta::between(&Ruleset::default(), self.lock_of(place)).skeleton(constant);
+                let rules = self.whole_lock(place).skeleton(constant);
+                // A service's lock without a right is that of any other: they are one in memory.
+                if rules != shut {
+                    shut = rules;
+                }
+                let rules = shut.clone();
                 let (place, netns, alias) = (place.clone(), netns.clone(), wire.alias.clone());
                 self.steps.push(Step::CreateNetns { place, netns, alias, rules });
             }
@@ -350,7 +356,7 @@ impl Steps<'_> {
             self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         }
         for (place, delta) in self.parts(|delta| delta.skeleton(constant)) {
-            if !self.is_new(&place) && !self.lock_of(&place).tables.is_empty() {
+            if !self.lock_of(&place).tables.is_empty() {
                 self.rules(Site::Place(place.clone()), delta, self.generation(&place), Cuts::default());
             }
         }
@@ -372,13 +378,13 @@ impl Steps<'_> {
     /// What a panel lacks whose wires are whole and up, if it lacks rules and has none too many. It is given them together with
     /// the edges: nothing passes until then, and a panel with rules and no edge would reset what is declared.
     fn emptied_fabric(&self) -> Option<Delta> {
+        let links = self.observed.fabric.as_ref().map(|fabric| &fabric.links)?;
         let skeleton = self.fabric_skeleton();
         let adds = |op: &Op| {
             matches!(op, Op::AddTable { .. } | Op::AddSet { .. } | Op::AddChain { .. } | Op::AddRule { .. })
                 || matches!(op, Op::AddElements(_))
         };
         let only_adds = !skeleton.is_empty() && skeleton.ops.iter().all(adds);
-        let links = self.observed.fabric.as_ref().map(|fabric| &fabric.links)?;
         let up = |wire: &Wire| links.get(wire.outer.as_str()).is_some_and(|link| link.up);
         let running = self.missing().next().is_none() && self.desired.wires.values().all(up);
         (only_adds && running).then_some(skeleton)
@@ -448,13 +454,19 @@ impl Steps<'_> {
 
     /// Gives rights: in the locks, then in the panel, which opens the way.
     fn allow(&mut self) {
-        for (place, delta) in self.parts(|delta| delta.elements_new(constant)) {
+        for place in self.sites() {
+            let delta = match self.deltas.get(&place) {
+                Some(delta) => delta.elements_new(constant),
+                // Of a namespace that is made, one at a time: those of a whole network would fill the memory.
+                None if self.is_new(&place) => self.whole_lock(&place).elements_new(constant),
+                None => continue,
+            };
             let generation = self.generation(&place);
             self.rules(Site::Place(place), delta, generation, Cuts::default());
         }
-        let old = self.observed.fabric.as_ref().map(|ns| ns.rules.clone()).unwrap_or_default();
+        let old = self.observed.fabric.as_ref().map_or(&EMPTY, |ns| &ns.rules);
         let mut delta = self.emptied_fabric().unwrap_or_default();
-        delta.ops.extend(Delta::between(&old, &self.desired.fabric).elements_new(constant).ops);
+        delta.ops.extend(Delta::between(old, &self.desired.fabric).elements_new(constant).ops.iter().cloned());
         self.rules(Site::Fabric, delta, self.fabric_generation(), Cuts::default());
         let new: Vec<u32> = self.missing().map(|wire| wire.index).collect();
         self.push_some(new, Step::Settle);
@@ -501,6 +513,11 @@ impl Steps<'_> {
 
     fn lock_of(&self, place: &Place) -> &Ruleset {
         self.desired.locks.get(place).unwrap_or(&EMPTY)
+    }
+
+    /// The lock of a namespace that is still to be made.
+    fn whole_lock(&self, place: &Place) -> Delta {
+        Delta::between(&EMPTY, self.lock_of(place))
     }
 
     fn generation(&self, place: &Place) -> u32 {

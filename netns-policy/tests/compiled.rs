@@ -31,7 +31,7 @@ fn outside(made: &Made, world: &World, start: usize, step: usize) -> Option<outs
 /// A panel that hands everything to one wire.
 fn broken_panel(world: &World, to: &str) -> Ruleset {
     let index = world.places[to].fabric_index.to_ne_bytes().to_vec();
-    let out = Rule(vec![Expr::Immediate { dreg: Reg(0), data: index }, Expr::Fwd { sreg: Reg(0) }]);
+    let out = Rule::from(vec![Expr::Immediate { dreg: Reg(0), data: index }, Expr::Fwd { sreg: Reg(0) }]);
     let mut panel = world.fabric.clone();
     let chains = panel.tables.values_mut().flat_map(|table| table.chains.values_mut());
     chains.filter(|chain| chain.hook.is_some()).for_each(|chain| chain.rules = vec![out.clone()]);
@@ -261,7 +261,7 @@ fn open(table: &mut Table, chain: &str) {
 }
 
 fn accept() -> Rule {
-    Rule(vec![Expr::Verdict(Verdict::Accept)])
+    Rule::from(vec![Expr::Verdict(Verdict::Accept)])
 }
 
 /// One mistake, and its name.
@@ -366,7 +366,7 @@ const MUTANTS: [Mutant; 30] = [
         let back = rules(lock(w, "uplink"), "forward").iter_mut().find(|rule| {
             rule.0.iter().any(|e| matches!(e, Expr::Ct { key: netns_policy::ruleset::CtKey::Direction, .. }))
         });
-        back.unwrap().0 = vec![Expr::Verdict(Verdict::Accept)];
+        back.unwrap().0 = Rule::from(vec![Expr::Verdict(Verdict::Accept)]).0;
     }),
     ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "leaving").clear()),
     ("the host does not masquerade", |w| rules(host(w), "leaving").clear()),

@@ -151,7 +151,7 @@ prop_compose! {
             let set = sets.keys().nth(which).cloned();
             // Only forward, so that there is no loop.
             let chain = plain.iter().filter(|chain| chain.as_str() > from).nth(which).cloned();
-            Rule(match (what, set, chain) {
+            Rule::from(match (what, set, chain) {
                 (0, Some(set), _) => vec![Expr::Lookup { set, sreg: Reg(0), dreg: None, invert }],
                 (1, _, Some(chain)) => vec![Expr::Verdict(Verdict::Jump(chain))],
                 (2, ..) => vec![Expr::Counter],
@@ -277,7 +277,7 @@ proptest! {
 fn a_policy_is_changed_in_place() {
     let with = |policy_accept| {
         let hook = Hook { kind: ChainKind::Filter, point: HookPoint::Input, device: None, priority: 0, policy_accept };
-        let chain = Chain { hook: Some(hook), rules: vec![Rule(vec![Expr::Counter])] };
+        let chain = Chain { hook: Some(hook), rules: vec![Rule::from(vec![Expr::Counter])] };
         let table = Table { chains: BTreeMap::from([("c".to_owned(), chain)]), sets: BTreeMap::new() };
         Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
     };
@@ -296,7 +296,7 @@ fn an_answer_is_changed_by_removing_the_element_first() {
             interval: false,
             dynamic: None,
             counter: true,
-            elements: BTreeMap::from([(key, Some(u32::from(answer).to_ne_bytes().to_vec()))]),
+            elements: BTreeMap::from([(key, Some(u32::from(answer).to_ne_bytes().to_vec()))]).into(),
         };
         let table = Table { chains: BTreeMap::new(), sets: BTreeMap::from([("m".to_owned(), set)]) };
         Ruleset { tables: BTreeMap::from([((Family::Netdev, "t".to_owned()), table)]) }
@@ -311,10 +311,16 @@ fn an_answer_is_changed_by_removing_the_element_first() {
 #[test]
 fn taking_from_an_inverted_set_is_no_narrowing() {
     let with = |elements: BTreeMap<_, _>| {
-        let set =
-            Set { key: vec![Field::Ipv4Addr], data: None, interval: false, dynamic: None, counter: false, elements };
+        let set = Set {
+            key: vec![Field::Ipv4Addr],
+            data: None,
+            interval: false,
+            dynamic: None,
+            counter: false,
+            elements: elements.into(),
+        };
         let lookup = Expr::Lookup { set: "private".into(), sreg: Reg(0), dreg: None, invert: true };
-        let chain = Chain { hook: None, rules: vec![Rule(vec![lookup])] };
+        let chain = Chain { hook: None, rules: vec![Rule::from(vec![lookup])] };
         let table = Table {
             chains: BTreeMap::from([("c".to_owned(), chain)]),
             sets: BTreeMap::from([("private".to_owned(), set)]),

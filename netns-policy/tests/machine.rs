@@ -41,7 +41,7 @@ fn table(
 
 /// Whether a rule of these expressions accepts, in a chain that drops.
 fn matches_at(point: HookPoint, exprs: &[Expr], sets: &[(&'static str, Set)], packet: &Packet, env: &Env<'_>) -> bool {
-    let rules = vec![Rule([exprs, &[ACCEPT]].concat())];
+    let rules = vec![Rule::from([exprs, &[ACCEPT]].concat())];
     let table = table([("base", base(point, 0, false, rules))], sets.iter().cloned());
     run(&table, "base", packet, env).decision == Decision::Accept
 }
@@ -304,7 +304,7 @@ fn chains(rules: [(&'static str, Vec<Rule>); 4]) -> Table {
 }
 
 fn to(verdict: Verdict) -> Rule {
-    Rule(vec![Expr::Verdict(verdict)])
+    Rule::from(vec![Expr::Verdict(verdict)])
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn a_jump_comes_back_and_a_goto_does_not() {
     let goto = |to_: &str| to(Verdict::Goto(to_.into()));
     let ends = |rules| run(&chains(rules), "base", &syn(), &Env::default()).decision;
     let none = || ("x", vec![]);
-    let drop = || Rule(vec![DROP]);
+    let drop = || Rule::from(vec![DROP]);
     // The base chain's policy accepts, so Drop means that its second rule was reached.
     assert_eq!(ends([("base", vec![jump("c"), drop()]), ("c", vec![]), none(), ("y", vec![])]), Decision::Drop);
     assert_eq!(ends([("base", vec![goto("c"), drop()]), ("c", vec![]), none(), ("y", vec![])]), Decision::Accept);
@@ -321,7 +321,7 @@ fn a_jump_comes_back_and_a_goto_does_not() {
     assert_eq!(ends([("base", vec![jump("c")]), ("c", returns.clone()), none(), ("y", vec![])]), Decision::Accept);
     assert_eq!(ends([("base", returns), ("c", vec![]), none(), ("y", vec![])]), Decision::Accept);
     // base jumps to c, c goes to d: the end of d is back in base.
-    let (c, d) = (("c", vec![goto("d"), Rule(vec![ACCEPT])]), ("d", vec![]));
+    let (c, d) = (("c", vec![goto("d"), Rule::from(vec![ACCEPT])]), ("d", vec![]));
     assert_eq!(ends([("base", vec![jump("c"), drop()]), c, d, ("y", vec![])]), Decision::Drop);
 }
 
@@ -340,20 +340,20 @@ fn what_the_kernel_would_not_load_drops() {
 
 #[test]
 fn a_verdict_ends_the_run_and_the_trace_says_where() {
-    let forward = Rule(vec![
+    let forward = Rule::from(vec![
         Expr::Immediate { dreg: Reg(0), data: 12_u32.to_ne_bytes().into() },
         Expr::Counter,
         Expr::Log { group: 5, prefix: String::new(), snaplen: 0 },
         Expr::Fwd { sreg: Reg(0) },
     ]);
-    let passes = Rule(vec![load(TH, 2, 2, 0), is(0, &[0, 81])]);
-    let rules = vec![passes, to(Verdict::Jump("c".into())), Rule(vec![DROP])];
+    let passes = Rule::from(vec![load(TH, 2, 2, 0), is(0, &[0, 81])]);
+    let rules = vec![passes, to(Verdict::Jump("c".into())), Rule::from(vec![DROP])];
     let table = chains([("base", rules), ("c", vec![forward]), ("x", vec![]), ("y", vec![])]);
     let outcome = run(&table, "base", &syn(), &Env::default());
     assert_eq!(outcome.decision, Decision::Forwarded(12));
     assert_eq!(outcome.trace, [("base", 1), ("c", 0)]);
     let refuse = chains([
-        ("base", vec![Rule(vec![Expr::Reject(Reject::TcpReset)])]),
+        ("base", vec![Rule::from(vec![Expr::Reject(Reject::TcpReset)])]),
         ("c", vec![]),
         ("x", vec![]),
         ("y", vec![]),
@@ -364,8 +364,8 @@ fn a_verdict_ends_the_run_and_the_trace_says_where() {
 #[test]
 fn base_chains_run_by_priority_until_one_does_not_accept() {
     let at = |policy: [bool; 2]| {
-        let last = base(HookPoint::Input, 10, policy[1], vec![Rule(vec![Expr::Counter])]);
-        let first = base(HookPoint::Input, -5, policy[0], vec![Rule(vec![Expr::Counter])]);
+        let last = base(HookPoint::Input, 10, policy[1], vec![Rule::from(vec![Expr::Counter])]);
+        let first = base(HookPoint::Input, -5, policy[0], vec![Rule::from(vec![Expr::Counter])]);
         let other = base(HookPoint::Output, -50, false, vec![]);
         let table = table([("a-last", last), ("b-first", first), ("other", other)], []);
         let outcome = hook(&table, HookPoint::Input, None, &syn(), &Env::default());
@@ -392,7 +392,7 @@ fn an_ingress_chain_is_for_its_own_device() {
 #[test]
 fn a_nat_chain_is_asked_for_the_first_packet_only() {
     let target = Nat::Destination { address: [10, 0, 0, 9].into(), port: Some(53) };
-    let dnat = Rule(vec![
+    let dnat = Rule::from(vec![
         Expr::Immediate { dreg: Reg(0), data: vec![10, 0, 0, 9] },
         Expr::Immediate { dreg: Reg(1), data: vec![0, 53] },
         Expr::Dnat { ipv6: false, addr: Reg(0), port: Some(Reg(1)) },
@@ -400,7 +400,7 @@ fn a_nat_chain_is_asked_for_the_first_packet_only() {
     ]);
     let mut nat = base(HookPoint::Prerouting, -100, true, vec![dnat]);
     nat.hook.as_mut().unwrap().kind = ChainKind::Nat;
-    let masquerade = base(HookPoint::Postrouting, 100, false, vec![Rule(vec![Expr::Masquerade])]);
+    let masquerade = base(HookPoint::Postrouting, 100, false, vec![Rule::from(vec![Expr::Masquerade])]);
     let table = table([("nat", nat), ("masquerade", masquerade)], []);
     let at = |point, ct| {
         let outcome = hook(&table, point, None, &syn(), &Env { ct, ..Env::default() });
@@ -467,7 +467,7 @@ proptest! {
     #[test]
     fn no_packet_and_no_rule_panics(
         packet in any_frame(),
-        rules in prop::collection::vec(prop::collection::vec(any_expr(), 0..6).prop_map(Rule), 0..6),
+        rules in prop::collection::vec(prop::collection::vec(any_expr(), 0..6).prop_map(Rule::from), 0..6),
         cut in 0usize..120,
         interval in any::<bool>(),
     ) {

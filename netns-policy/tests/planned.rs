@@ -6,7 +6,7 @@ use drawn::Made;
 use netns_policy::address::{AddressPlan, Addresses};
 use netns_policy::desired::{Desired, Route};
 use netns_policy::observed::{Link, Namespace, Observed};
-use netns_policy::plan::Plan;
+use netns_policy::plan::{Plan, Step};
 use netns_policy::ruleset::compile::{Capabilities, LEG};
 use netns_policy::topology::Place;
 
@@ -184,4 +184,30 @@ fn the_rules_of_a_small_policy_read_as_nft_lists_them() {
     for (place, lock) in &made.desired.locks {
         golden(&format!("lock_of_{place}"), &lock.display(&links));
     }
+}
+
+#[test]
+fn services_hold_what_is_the_same_for_all_once() {
+    let desired = Made::of(
+        "schema = 1\nnetwork.name = \"n\"\n[service.a]\nconnect.b = [\"p\"]\n[service.b]\nports = { p = \"tcp:1\" }\n",
+    )
+    .desired;
+    let tables: Vec<_> = ["a", "b"]
+        .map(|name| &desired.locks[&Place::Service(name.parse().unwrap())])
+        .iter()
+        .map(|lock| lock.tables.values().next().unwrap())
+        .collect();
+    let rules: Vec<_> = tables.iter().map(|table| &*table.chains["input"].rules[0].0).collect();
+    assert!(std::ptr::eq(rules[0], rules[1]), "each has a copy of its own of the same rule");
+    let shut: Vec<_> = Plan::between(&Observed::default(), &desired).steps;
+    let shut: Vec<_> = shut
+        .iter()
+        .filter_map(|step| match step {
+            Step::CreateNetns { rules, .. } => Some(&*rules.ops),
+            _ => None,
+        })
+        .collect();
+    assert!(shut.len() == 2 && std::ptr::eq(shut[0], shut[1]), "each has a copy of its own of the same lock");
+    let out = |table: &netns_policy::ruleset::Table| table.sets["out4"].elements.len();
+    assert_eq!((out(tables[0]), out(tables[1])), (1, 0), "what differs is each one's own");
 }

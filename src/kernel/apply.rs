@@ -648,7 +648,7 @@ mod tests {
                 policy_accept: false,
             }),
         };
-        let mut delta = Delta { ops: vec![chain(None), chain(Some("here")), chain(Some("gone"))] };
+        let mut delta = Delta { ops: vec![chain(None), chain(Some("here")), chain(Some("gone"))].into() };
         assert_eq!(unhang(&mut delta, |device| device == "here"), ["gone"]);
         let hooked = |op: &Op| matches!(op, Op::AddChain { hook: Some(_), .. });
         assert_eq!(delta.ops.iter().map(hooked).collect::<Vec<_>>(), [false, true, false]);

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use netns_policy::desired::{FABRIC_SYSCTLS, Files, HostRoute, Route, UPLINK_SYSCTLS};
 use netns_policy::observed::{Link, Namespace, Observed};
-use netns_policy::ruleset::Counters;
 use netns_policy::ruleset::compile::{LEG, TABLE, unrecorded};
+use netns_policy::ruleset::{Counters, Ruleset};
 use netns_policy::topology::{Place, fabric_netns, is_netns_of, leg_link};
 
 use super::address::Address;
@@ -40,16 +40,19 @@ pub(super) fn observe(linux: &Linux) -> Result<Observed, KernelError> {
             _ => drop(observed.foreign.insert(name)),
         }
     }
+    let mut previous = Ruleset::default();
     for name in others {
         let place = name.strip_prefix(linux.network.as_str()).unwrap_or_default().trim_start_matches('-');
         let seen = if place.starts_with('+') { look(linux, &name)? } else { peer_into(linux, &name)? };
         match seen {
             // The fabric and our own directory say the same of it, and nobody inside can change those.
-            Some(seen)
+            Some(mut seen)
                 if is_ours(linux, &seen)
                     || observed.fabric_knows(&linux.network, place)
                     || linux.files(&name).join("hosts").is_file() =>
             {
+                seen.namespace.rules.share(&previous);
+                previous.clone_from(&seen.namespace.rules);
                 observed.namespaces.insert(name, seen.namespace);
             }
             Some(Seen { alias: Some(alias), .. }) if alias.starts_with("nsctl:") => {

@@ -112,7 +112,7 @@ mod tests {
     fn chain(path: &str, policy_accept: Option<bool>, rules: Vec<Vec<Expr>>) -> ListedChain {
         let [family, table, name] = path.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
         let base = policy_accept.map(|policy_accept| ListedHook { number: FORWARD, priority: 0, policy_accept });
-        ListedChain { family, table, name, base, rules: rules.into_iter().map(Rule).collect() }
+        ListedChain { family, table, name, base, rules: rules.into_iter().map(Rule::from).collect() }
     }
 
     fn found(chains: &[ListedChain], stopped: &[&str]) -> Vec<(String, String)> {

@@ -64,7 +64,7 @@ impl Arena {
         let options = Options { policy: vec![policy], state, etc_netns: None, ..Options::default() };
         let nsctl = Orchestrator::new(options);
         let applied = nsctl.apply().unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
-        Self { internet, nsctl, addresses: applied.planned.addresses }
+        Self { internet, nsctl, addresses: applied.addresses }
     }
 
     /// The namespace of a service, of `host` (the sandbox's own), `uplink` or `fabric`.

@@ -23,7 +23,7 @@ use nsctl::kernel::Kernel as _;
 use nsctl::kernel::netns::Netns;
 use nsctl::matrix;
 use nsctl::verify::{self, Expected, Place, Probe};
-use nsctl::{Error, Options, Orchestrator, Planned};
+use nsctl::{Applied, Error, Options, Orchestrator, Planned};
 
 use super::Refused;
 use super::case::{OUTSIDERS, Pair};
@@ -96,7 +96,7 @@ impl<'i> Machine<'i> {
         self.write(policy);
         let applied = self.nsctl.apply()?;
         self.text = Some(policy.to_owned());
-        let mut lines = self.addresses(&applied.planned);
+        let mut lines = self.addresses(&applied);
         let left = self.nsctl.plan()?.plan.steps.len();
         lines.extend((left > 0).then(|| format!("a second apply has {left} steps")));
         Ok(lines)
@@ -136,17 +136,17 @@ impl<'i> Machine<'i> {
         fs::write(&self.policy, policy).expect("/run is the sandbox's own");
     }
 
-    fn addresses(&mut self, planned: &Planned) -> Vec<String> {
+    fn addresses(&mut self, applied: &Applied) -> Vec<String> {
         let mut lines = Vec::new();
-        for service in planned.checked.graph.services() {
+        for service in applied.checked.graph.services() {
             let name = service.name.to_string();
-            let Some(now) = planned.addresses.service(&name) else { continue };
+            let Some(now) = applied.addresses.service(&name) else { continue };
             match self.known.insert(name.clone(), now) {
                 Some(before) if before != now => lines.push(format!("{name} had {before:?}, now it has {now:?}")),
                 _ => {}
             }
         }
-        pools(planned).into_iter().for_each(|pool| self.around.route(pool));
+        pools(applied.checked.graph.network()).into_iter().for_each(|pool| self.around.route(pool));
         lines
     }
 
@@ -322,8 +322,7 @@ fn parse(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().expect("the constants are addresses")).collect()
 }
 
-fn pools(planned: &Planned) -> Vec<IpNetwork> {
-    let network = planned.checked.graph.network();
+fn pools(network: &netns_policy::graph::Network) -> Vec<IpNetwork> {
     [Some(IpNetwork::V4(network.pool4)), network.pool6.map(IpNetwork::V6)].into_iter().flatten().collect()
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netns_policy::ruleset::{
-    Base, Chain, ChainKind, CtKey, Dynamic, Expr, Family, Field, Hook, HookPoint, Key, MetaKey, Reg, Reject, Rule,
-    Ruleset, Set, Table, Verdict,
+    Base, Chain, ChainKind, CtKey, Dynamic, Expr, Family, Field, Hook, HookPoint, Key, Members, MetaKey, Reg, Reject,
+    Rule, Ruleset, Set, Table, Verdict,
 };
 
 const TCP: u8 = 6;
@@ -28,7 +28,7 @@ impl Build {
         self
     }
     pub fn end(self) -> Rule {
-        Rule(self.0)
+        Rule::from(self.0)
     }
     fn meta(self, key: MetaKey, dreg: u8) -> Self {
         self.with(Expr::Meta { key, dreg: Reg(dreg) })
@@ -138,7 +138,7 @@ pub const FLOW6: [Field; 5] =
     [Field::IfaceIndex, Field::Ipv6Addr, Field::Ipv6Addr, Field::InetProto, Field::InetService];
 
 pub fn set(key: &[Field]) -> Set {
-    Set { key: key.to_vec(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() }
+    Set { key: key.to_vec(), data: None, interval: false, dynamic: None, counter: false, elements: Default::default() }
 }
 
 pub fn map(key: &[Field]) -> Set {
@@ -193,11 +193,11 @@ pub fn output(rules: Vec<Rule>) -> Chain {
     Chain { hook: base(ChainKind::Filter, HookPoint::Output, None, 0, true), rules }
 }
 
-fn answers(keys: impl IntoIterator<Item = (Key, u32)>) -> BTreeMap<Key, Option<Vec<u8>>> {
+fn answers(keys: impl IntoIterator<Item = (Key, u32)>) -> Members {
     keys.into_iter().map(|(key, index)| (key, Some(index.to_ne_bytes().to_vec()))).collect()
 }
 
-pub fn members(keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Option<Vec<u8>>> {
+pub fn members(keys: impl IntoIterator<Item = Key>) -> Members {
     keys.into_iter().map(|key| (key, None)).collect()
 }
 

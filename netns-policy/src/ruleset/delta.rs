@@ -9,9 +9,10 @@
 //! - [`Delta::narrowing`], [`Delta::skeleton`] and [`Delta::elements_added`], applied one after the other, come to the
 //!   same end as the whole; so do [`Delta::exchange`], [`Delta::skeleton`] and [`Delta::elements_new`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{Chain, Expr, Family, Field, Hook, Key, Rule, Ruleset, Set, Table, Verdict};
+use super::{Chain, Expr, Family, Field, Hook, Key, Members, Rule, Ruleset, Set, Table, Verdict};
+use crate::shared::Shared;
 
 /// A table, as the kernel finds it.
 pub type TableId = (Family, String);
@@ -109,7 +110,7 @@ pub struct Elements {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Delta {
     /// The operations.
-    pub ops: Vec<Op>,
+    pub ops: Shared<Vec<Op>>,
 }
 
 impl Delta {
@@ -138,7 +139,9 @@ impl Delta {
 
     /// The operations for which `keep` holds.
     pub fn filtered(&self, keep: impl Fn(&Op) -> bool) -> Self {
-        Self { ops: self.ops.iter().filter(|op| keep(op)).cloned().collect() }
+        let mut ops: Vec<Op> = self.ops.iter().filter(|op| keep(op)).cloned().collect();
+        ops.shrink_to_fit();
+        Self { ops: ops.into() }
     }
 
     /// The part that can only refuse more: elements that go, except from sets that some rule asks inverted.
@@ -180,8 +183,18 @@ impl Delta {
     fn parted(&self, keep: impl Fn(&Elements, &Key) -> bool) -> impl Iterator<Item = Op> {
         self.ops.iter().filter_map(move |op| {
             let Op::AddElements(added) = op else { return None };
+            let mut kept = added.of.elements.keys().map(|key| keep(added, key));
             let mut part = added.clone();
-            part.of.elements.retain(|key, _| keep(added, key));
+            // Most often it is all of them, which are then shared, or none.
+            if kept.any(|keep| !keep) {
+                part.of.elements = added
+                    .of
+                    .elements
+                    .iter()
+                    .filter(|(key, _)| keep(added, key))
+                    .map(|(k, a)| (k.clone(), a.clone()))
+                    .collect();
+            }
             (!part.of.elements.is_empty()).then_some(Op::AddElements(part))
         })
     }
@@ -268,7 +281,7 @@ impl Steps {
             if kept.is_none() {
                 self.add_set.push(Op::AddSet { table: id.clone(), set: name.clone(), shape: shape(set) });
             }
-            let empty = BTreeMap::new();
+            let empty = Shared::default();
             let before = kept.map_or(&empty, |set| &set.elements);
             let inverted = asks_inverted(old, name) || asks_inverted(new, name);
             let of = |elements| Elements {
@@ -344,7 +357,7 @@ impl<'a> Remade<'a> {
 }
 
 fn shape(set: &Set) -> Set {
-    Set { key: set.key.clone(), elements: BTreeMap::new(), ..*set }
+    Set { key: set.key.clone(), elements: Shared::default(), ..*set }
 }
 
 /// Whether two chains hang at the same place; the policy may differ.
@@ -363,10 +376,10 @@ fn policy_change(id: &TableId, name: &str, old: &Chain, new: &Chain) -> Option<O
 }
 
 /// The elements of `of` that are not, or not with this answer, in `from`.
-fn missing(
-    of: &BTreeMap<Key, Option<Vec<u8>>>,
-    from: &BTreeMap<Key, Option<Vec<u8>>>,
-) -> BTreeMap<Key, Option<Vec<u8>>> {
+fn missing(of: &Members, from: &Members) -> Members {
+    if from.is_empty() {
+        return of.clone();
+    }
     of.iter().filter(|(key, answer)| from.get(key) != Some(answer)).map(|(k, a)| (k.clone(), a.clone())).collect()
 }
 

@@ -18,6 +18,8 @@ pub mod expect;
 
 use std::collections::BTreeMap;
 
+use crate::shared::Shared;
+
 /// Address family of a table, as in nft(8).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Family {
@@ -32,6 +34,23 @@ pub enum Family {
 pub struct Ruleset {
     /// Tables by family and name.
     pub tables: BTreeMap<(Family, String), Table>,
+}
+
+impl Ruleset {
+    /// Gives up rules and elements of its own for equal ones of `other` at the same place, so that memory holds them
+    /// once.
+    pub fn share(&mut self, other: &Self) {
+        for (id, table) in &mut self.tables {
+            let Some(other) = other.tables.get(id) else { continue };
+            for (name, chain) in &mut table.chains {
+                let rules = other.chains.get(name).map_or(&[][..], |other| &other.rules);
+                chain.rules.iter_mut().zip(rules).for_each(|(own, other)| own.0.share(&other.0));
+            }
+            for (name, set) in &mut table.sets {
+                other.sets.get(name).into_iter().for_each(|other| set.elements.share(&other.elements));
+            }
+        }
+    }
 }
 
 /// One table.
@@ -95,7 +114,14 @@ pub enum HookPoint {
 
 /// A rule: expressions run from left to right until one does not match.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Rule(pub Vec<Expr>);
+pub struct Rule(pub Shared<Vec<Expr>>);
+
+impl From<Vec<Expr>> for Rule {
+    fn from(mut exprs: Vec<Expr>) -> Self {
+        exprs.shrink_to_fit();
+        Self(exprs.into())
+    }
+}
 
 /// A 32-bit register of the nftables virtual machine, 0 to 15 (`NFT_REG32_00` and on). A value longer than four bytes
 /// takes the following ones too.
@@ -347,8 +373,11 @@ pub struct Set {
     /// Each element counts packets and bytes.
     pub counter: bool,
     /// The elements; empty for a dynamic set.
-    pub elements: BTreeMap<Key, Option<Vec<u8>>>,
+    pub elements: Members,
 }
+
+/// Elements: their keys, and for a map their answers.
+pub type Members = Shared<BTreeMap<Key, Option<Vec<u8>>>>;
 
 /// Bounds of a dynamic set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -102,11 +102,11 @@ pub const ACCEPT: Expr = Expr::Verdict(Verdict::Accept);
 pub const DROP: Expr = Expr::Verdict(Verdict::Drop);
 
 pub fn rule(parts: impl IntoIterator<Item = Expr>) -> Rule {
-    Rule(parts.into_iter().collect())
+    Rule::from(parts.into_iter().collect::<Vec<_>>())
 }
 
 fn concat<const N: usize>(parts: [&[Expr]; N]) -> Rule {
-    Rule(parts.concat())
+    Rule::from(parts.concat())
 }
 
 // ---- keys ----------------------------------------------------------------------------------------------------------

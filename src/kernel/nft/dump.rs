@@ -78,12 +78,9 @@ fn keep(dump: &mut Dump, table: &str, set: &str, shape: &mut Set, elements: Vec<
     if shape.dynamic.is_some() {
         return;
     }
-    for (key, answer, count) in elements {
-        if let Some(count) = count {
-            dump.counters.insert((table.to_owned(), set.to_owned(), key.clone()), count);
-        }
-        shape.elements.insert(key, answer);
-    }
+    let counted = elements.iter().filter_map(|(key, _, count)| Some((key.clone(), (*count)?)));
+    dump.counters.extend(counted.map(|(key, count)| ((table.to_owned(), set.to_owned(), key), count)));
+    shape.elements = elements.into_iter().map(|(key, answer, _)| (key, answer)).collect();
 }
 
 /// The elements of a dynamic set, or `None` when they are not of one moment.
@@ -93,8 +90,14 @@ pub(super) fn dynamic_elements(
     table: &str,
     set: &str,
 ) -> io::Result<Option<BTreeMap<Key, Count>>> {
-    let shape =
-        Set { key: Vec::new(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() };
+    let shape = Set {
+        key: Vec::new(),
+        data: None,
+        interval: false,
+        dynamic: None,
+        counter: false,
+        elements: Default::default(),
+    };
     let (elements, whole) = read_elements(link, of, table, set, &shape)?;
     let counted = elements.into_iter().map(|(key, _, count)| (key, count.unwrap_or_default())).collect();
     Ok(whole.then_some(counted))
@@ -122,7 +125,7 @@ fn read_chain(of: Family, a: Attributes<'_>) -> Chain {
         return Chain::default();
     }
     let hook = read_hook(of, a);
-    let strange = hook.is_none().then(|| Rule(vec![Expr::Unknown("hook".into())]));
+    let strange = hook.is_none().then(|| Rule::from(vec![Expr::Unknown("hook".into())]));
     Chain { hook, rules: strange.into_iter().collect() }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn read_rule(list: Attributes<'_>) -> Rule {
         }
         rule.push(read(&name, body).unwrap_or(Expr::Unknown(name)));
     }
-    Rule(rule)
+    Rule::from(rule)
 }
 
 /// `rt` loads the MSS in host order; the model's expression includes the swap that follows it.

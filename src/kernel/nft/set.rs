@@ -3,8 +3,6 @@
 //! The kernel keeps a set of single-field ranges as a sorted list of ends, where the upper one is the first key that is
 //! *not* in the range and is missing when the range goes to the largest key. The model has both ends included.
 
-use std::collections::BTreeMap;
-
 use netns_policy::ruleset::{Count, Dynamic, Field, Key, Set};
 
 use super::abi::{LIST_ELEM, counter, data, element, expr, set};
@@ -117,7 +115,7 @@ pub(super) fn read_shape(a: Attributes<'_>) -> Set {
         interval: is(set::F_INTERVAL),
         dynamic: is(set::F_EVAL).then(|| Dynamic { size: description.u32(set::DESC_SIZE).unwrap_or(0), timeout }),
         counter: a.nested(set::EXPR).str(expr::NAME).as_deref() == Some("counter"),
-        elements: BTreeMap::new(),
+        elements: Default::default(),
     };
     let unknown = is(!(self::flags(&shape) | set::F_CONSTANT | set::F_CONCAT | set::F_TIMEOUT));
     let static_timeout = is(set::F_TIMEOUT) && !is(set::F_EVAL);
@@ -291,6 +289,8 @@ fn pad(mut bytes: Vec<u8>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use netns_policy::ruleset::Members;
+
     use super::*;
 
     fn ranges(ranges: &[([u8; 2], [u8; 2])]) -> Set {
@@ -306,7 +306,7 @@ mod tests {
         }
     }
 
-    fn there_and_back(set: &Set) -> BTreeMap<Key, Option<Vec<u8>>> {
+    fn there_and_back(set: &Set) -> Members {
         let mut sent = elements(set);
         // The kernel's order is its own.
         sent.reverse();

@@ -118,7 +118,7 @@ impl Panel {
     pub(super) fn refuses(&self) -> bool {
         let before = ruleset(vec![fwd()], Some(map()));
         let mut after = before.clone();
-        let reject = Rule(vec![Expr::Reject(Reject::IcmpAdminProhibited)]);
+        let reject = Rule::from(vec![Expr::Reject(Reject::IcmpAdminProhibited)]);
         let chain = Chain { hook: Some(ingress(SERVER_WIRE)), rules: vec![reject] };
         after.tables.values_mut().for_each(|table| {
             table.chains.insert("refusal".into(), chain.clone());
@@ -178,7 +178,7 @@ fn ingress(wire: u32) -> Hook {
 
 /// The panel with these rules, and a map when they ask one.
 fn ruleset(rules: Vec<Rule>, map: Option<Set>) -> Ruleset {
-    let goto = Rule(vec![Expr::Verdict(Verdict::Goto("panel".into()))]);
+    let goto = Rule::from(vec![Expr::Verdict(Verdict::Goto("panel".into()))]);
     let chains = BTreeMap::from([
         ("wire".to_owned(), Chain { hook: Some(ingress(CLIENT_WIRE)), rules: vec![goto] }),
         ("panel".to_owned(), Chain { hook: None, rules }),
@@ -190,7 +190,7 @@ fn ruleset(rules: Vec<Rule>, map: Option<Set>) -> Ruleset {
 /// `fwd to iif . ip saddr . ip daddr . meta l4proto . th dport map @edges`.
 fn fwd() -> Rule {
     let load = |base, offset, len, dreg| Expr::Payload { base, offset, len, dreg: Reg(dreg) };
-    Rule(vec![
+    Rule::from(vec![
         Expr::Meta { key: MetaKey::Iif, dreg: Reg(0) },
         load(Base::Network, 12, 4, 1),
         load(Base::Network, 16, 4, 2),
@@ -214,6 +214,6 @@ fn map() -> Set {
         interval: false,
         dynamic: None,
         counter: true,
-        elements: BTreeMap::from([(Key { from: key, to: None }, Some(SERVER_WIRE.to_ne_bytes().to_vec()))]),
+        elements: BTreeMap::from([(Key { from: key, to: None }, Some(SERVER_WIRE.to_ne_bytes().to_vec()))]).into(),
     }
 }

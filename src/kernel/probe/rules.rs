@@ -119,7 +119,7 @@ fn ranges(_: &mut Rules) -> io::Result<()> {
     let key = |address: [u8; 4], port: u16| [&address[..], &port.to_be_bytes(), &[0, 0]].concat();
     let range = Key { from: key([10, 0, 0, 0], 1), to: Some(key([10, 0, 0, 255], 9)) };
     let shape = set(&[Field::Ipv4Addr, Field::InetService]);
-    let ranges = Set { interval: true, elements: BTreeMap::from([(range, None)]), ..shape };
+    let ranges = Set { interval: true, elements: BTreeMap::from([(range, None)]).into(), ..shape };
     let rule = vec![
         Expr::Payload { base: Base::Network, offset: 16, len: 4, dreg: Reg(0) },
         Expr::Payload { base: Base::Transport, offset: 2, len: 2, dreg: Reg(1) },
@@ -172,7 +172,7 @@ fn limit(_: &mut Rules) -> io::Result<()> {
 }
 
 fn reject(_: &mut Rules) -> io::Result<()> {
-    let refuse = |protocol, with| Rule(with_protocol(protocol, vec![Expr::Reject(with)]));
+    let refuse = |protocol, with| Rule::from(with_protocol(protocol, vec![Expr::Reject(with)]));
     let rules = vec![refuse(TCP, Reject::TcpReset), refuse(UDP, Reject::IcmpxAdminProhibited)];
     make("reject", Chain { rules, ..filter(HookPoint::Forward, vec![]) }, None)
 }
@@ -223,16 +223,16 @@ fn with_protocol(number: u8, then: Vec<Expr>) -> Vec<Expr> {
 
 fn filter(point: HookPoint, rule: Vec<Expr>) -> Chain {
     let hook = Hook { kind: ChainKind::Filter, point, device: None, priority: 0, policy_accept: true };
-    Chain { hook: Some(hook), rules: vec![Rule(rule)] }
+    Chain { hook: Some(hook), rules: vec![Rule::from(rule)] }
 }
 
 fn nat(point: HookPoint, rule: Vec<Expr>) -> Chain {
     let hook = Hook { kind: ChainKind::Nat, point, device: None, priority: 0, policy_accept: true };
-    Chain { hook: Some(hook), rules: vec![Rule(rule)] }
+    Chain { hook: Some(hook), rules: vec![Rule::from(rule)] }
 }
 
 fn set(key: &[Field]) -> Set {
-    Set { key: key.to_vec(), data: None, interval: false, dynamic: None, counter: false, elements: BTreeMap::new() }
+    Set { key: key.to_vec(), data: None, interval: false, dynamic: None, counter: false, elements: Default::default() }
 }
 
 /// Makes a table with this chain, and this set under the name `set`.

@@ -85,7 +85,14 @@ impl Source<'_> {
             by_place.entry(&grant.to).or_default().push(grant);
         }
         let of = |place: &Place| by_place.get(place).map_or(&[][..], Vec::as_slice);
-        places.into_iter().map(|place| (place.clone(), self.lock_with(&place, of(&place)))).collect()
+        let mut previous = Ruleset::default();
+        let lock = |place: Place| {
+            let mut lock = self.lock_with(&place, of(&place));
+            lock.share(&previous);
+            previous.clone_from(&lock);
+            (place, lock)
+        };
+        places.into_iter().map(lock).collect()
     }
 
     /// The second lock of one place.

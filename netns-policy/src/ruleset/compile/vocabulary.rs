@@ -425,7 +425,7 @@ impl Words {
     }
 
     pub(super) fn end(self) -> Rule {
-        Rule(self.0)
+        Rule::from(self.0)
     }
 }
 
@@ -511,11 +511,14 @@ impl KeyBuilder {
         self.value(&[number])
     }
 
-    pub(super) fn exact(self) -> Key {
+    pub(super) fn exact(mut self) -> Key {
+        self.from.shrink_to_fit();
         Key { from: self.from, to: None }
     }
 
-    pub(super) fn range_key(self) -> Key {
+    pub(super) fn range_key(mut self) -> Key {
+        self.from.shrink_to_fit();
+        self.to.shrink_to_fit();
         Key { from: self.from, to: Some(self.to) }
     }
 }

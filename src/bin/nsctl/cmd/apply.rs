@@ -18,13 +18,13 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     }
     if args.json {
         let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
-        let changes = plan::as_json(&applied.planned.plan)["changes"].take();
-        let warnings: Vec<_> = applied.planned.checked.warnings.iter().map(|warning| warning.plain()).collect();
+        let changes = plan::changes_json(&applied.changes);
+        let warnings: Vec<_> = applied.checked.warnings.iter().map(|warning| warning.plain()).collect();
         output::answer(&json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings }));
         return Ok(ExitCode::SUCCESS);
     }
-    output::warnings(&applied.planned.checked.warnings);
-    let lines = plan::lines(&applied.planned);
+    output::warnings(&applied.checked.warnings);
+    let lines = plan::lines(&applied.changes, &applied.checked.graph);
     lines.iter().for_each(output::line);
     notes.iter().for_each(output::talk);
     match (applied.report.done.len(), lines.len()) {

@@ -89,18 +89,15 @@ impl<'a> Demo<'a> {
         let begun = Instant::now();
         let applied = nsctl.apply()?;
         let ms = begun.elapsed().as_millis();
-        let services = applied.planned.checked.graph.services().count();
-        self.say(format_args!(
-            "{services} services and {} edges in {ms} ms",
-            applied.planned.checked.graph.edges().len()
-        ));
+        let services = applied.checked.graph.services().count();
+        self.say(format_args!("{services} services and {} edges in {ms} ms", applied.checked.graph.edges().len()));
         expect(nsctl.plan()?.plan.is_empty(), "a second apply has something to do")?;
         self.say("a second apply has nothing to do");
         facts.push(json!({ "step": "apply", "services": services, "ms": u64::try_from(ms).unwrap_or(u64::MAX) }));
 
         self.heading("graph: who may open a connection to whom");
         if !self.args.json {
-            super::graph::text(&applied.planned.checked.graph);
+            super::graph::text(&applied.checked.graph);
         }
 
         self.heading("verify: really connect every pair, stand-ins listening everywhere");

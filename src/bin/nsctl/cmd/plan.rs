@@ -31,8 +31,12 @@ pub fn plan(args: &Args, nsctl: &Orchestrator, offline: bool, exit_code: bool) -
 /// The plan with stable keys.
 pub fn as_json(plan: &Plan) -> serde_json::Value {
     let steps: Vec<_> = plan.steps.iter().map(ToString::to_string).collect();
-    let changes: Vec<_> = plan.changes.iter().map(change_json).collect();
-    json!({ "steps": steps, "changes": changes })
+    json!({ "steps": steps, "changes": changes_json(&plan.changes) })
+}
+
+/// The changes with stable keys.
+pub fn changes_json(changes: &[Change]) -> Vec<serde_json::Value> {
+    changes.iter().map(change_json).collect()
 }
 
 fn change_json(change: &Change) -> serde_json::Value {
@@ -58,7 +62,7 @@ fn change_json(change: &Change) -> serde_json::Value {
 }
 
 fn print(planned: &Planned) {
-    let lines = lines(planned);
+    let lines = lines(&planned.plan.changes, &planned.checked.graph);
     lines.iter().for_each(output::line);
     match (lines.len(), planned.plan.steps.len()) {
         (0, 0) => output::line("nothing to do"),
@@ -80,9 +84,8 @@ fn them(n: usize) -> &'static str {
 }
 
 /// One line for each change: the sign, the kind, the thing.
-pub fn lines(planned: &Planned) -> Vec<String> {
-    let graph = &planned.checked.graph;
-    planned.plan.changes.iter().map(|change| line(change, graph)).collect()
+pub fn lines(changes: &[Change], graph: &AllowGraph) -> Vec<String> {
+    changes.iter().map(|change| line(change, graph)).collect()
 }
 
 fn line(change: &Change, graph: &AllowGraph) -> String {
