@@ -3,13 +3,14 @@
 //! An invariant can refuse a policy and does nothing else. Every [`AllowGraph`] holds all of its own.
 //!
 //! A chain is what an attacker could walk, one service after the other: `wan -> nginx:http -> mempool:http`. Which port
-//! he comes in by does not matter to where he goes on to. `hops` counts the edges of the chain, the way in included.
+//! he comes in by does not matter to where he goes on to. `hops` counts the edges of the chain, the way in included. To
+//! open a unix socket is a step like any other.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::exposure::{Exposure, Way};
 use crate::graph::{AllowGraph, Edge, Location, Origin, Service, Target};
-use crate::name::{PeerName, ServiceName};
+use crate::name::{PeerName, PortName, ServiceName};
 use crate::port::Ports;
 
 /// One `[[never]]`, looked up.
@@ -21,8 +22,8 @@ pub struct Never {
     pub(crate) path: Option<u32>,
     pub(crate) from: BTreeSet<Start>,
     pub(crate) to: BTreeSet<Goal>,
-    /// Services that are trusted: they are no start, and no chain goes through them.
-    pub(crate) except: BTreeSet<ServiceName>,
+    /// Who is trusted: services, and the host. They are no start, and no chain goes through them.
+    pub(crate) except: BTreeSet<Origin>,
     /// Where it stands.
     pub at: Location,
 }
@@ -31,7 +32,7 @@ pub struct Never {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Start {
     Inside(Origin),
-    /// Through `lan` exposures.
+    /// Through `lan` exposures, and through all others that stand on ports of the machine.
     Lan,
     /// Through what is exposed to this peer.
     Peer(PeerName),
@@ -44,10 +45,21 @@ pub(crate) enum Start {
 /// Where a forbidden chain would end.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Goal {
-    /// These ports, or any.
+    /// These ports, or anything.
     Inside(Target, Option<Ports>),
     Lan,
+    /// This unix socket.
+    Socket(ServiceName, PortName),
     Wan,
+}
+
+/// One `[[test]]`, looked up: what it names, in the numbers that the names stand for.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Expectation {
+    pub(crate) from: String,
+    pub(crate) can: BTreeSet<String>,
+    pub(crate) cannot: BTreeSet<String>,
+    pub(crate) name: Option<String>,
 }
 
 /// A chain that an invariant forbids.
@@ -81,24 +93,34 @@ pub(crate) struct Roads<'a> {
     services: Vec<&'a Service>,
     /// From where: to where, and by which edge.
     leaving: Vec<Vec<(usize, usize)>>,
+    /// From which service: to which, and by which socket.
+    opening: Vec<Vec<(usize, usize)>>,
 }
 
 impl<'a> Roads<'a> {
     pub(crate) fn new(graph: &'a AllowGraph) -> Self {
         let services: Vec<&Service> = graph.services.values().collect();
         let numbers = services.iter().enumerate().map(|(number, service)| (&service.name, number)).collect();
-        let leaving = vec![Vec::new(); services.len() + 1];
-        let mut roads = Self { graph, numbers, services, leaving };
+        let none = vec![Vec::new(); services.len() + 1];
+        let mut roads = Self { graph, numbers, services, leaving: none.clone(), opening: none };
         for (index, edge) in graph.edges.iter().enumerate() {
-            let from = match &edge.from {
-                Origin::Host => Some(roads.host()),
-                Origin::Service(service) => roads.numbers.get(service).copied(),
-            };
-            if let (Some(from), Some(to)) = (from, roads.number(&edge.to)) {
+            if let (Some(from), Some(to)) = (roads.place(&edge.from), roads.number(&edge.to)) {
                 roads.leaving[from].push((to, index));
             }
         }
+        for (index, socket) in graph.sockets().iter().enumerate() {
+            if let (Some(from), Some(to)) = (roads.numbers.get(&socket.from), roads.numbers.get(&socket.to)) {
+                roads.opening[*from].push((*to, index));
+            }
+        }
         roads
+    }
+
+    fn place(&self, origin: &Origin) -> Option<usize> {
+        match origin {
+            Origin::Host => Some(self.host()),
+            Origin::Service(service) => self.numbers.get(service).copied(),
+        }
     }
 
     fn host(&self) -> usize {
@@ -120,14 +142,14 @@ impl<'a> Roads<'a> {
     pub(crate) fn breaches(&self, never: &Never) -> Vec<Breach> {
         let mut walk = Walk::new(self, never);
         never.from.iter().for_each(|start| walk.begin(start));
-        while let Some(service) = walk.next.pop_front().filter(|_| never.path.is_some()) {
-            walk.go_on(service);
+        while let Some(place) = walk.next.pop_front().filter(|_| never.path.is_some()) {
+            walk.go_on(place);
         }
         walk.found
     }
 }
 
-/// How one comes to a service.
+/// How one comes to a place.
 #[derive(Clone, Copy)]
 enum Step<'a> {
     /// It is where the chain begins.
@@ -136,6 +158,8 @@ enum Step<'a> {
     Enter(&'a Start, &'a Exposure),
     /// From where, and whether the chain begins there; by which edge.
     Edge { from: usize, begins: bool, index: usize },
+    /// The same, by which socket.
+    Socket { from: usize, begins: bool, index: usize },
 }
 
 struct Walk<'a> {
@@ -143,12 +167,14 @@ struct Walk<'a> {
     never: &'a Never,
     /// What must not be reached at whom.
     goals: Vec<Vec<Option<Ports>>>,
+    sockets: BTreeSet<(usize, &'a PortName)>,
     except: Vec<bool>,
-    /// The last step of the shortest chain to every service that can be reached, and how many names the chain has.
+    /// The last step of the shortest chain to everybody who can be reached, and how many names the chain has.
     seen: Vec<Option<(Step<'a>, usize)>>,
     next: VecDeque<usize>,
     /// Last steps that are in `found`: edges, and ways out.
     reported: Vec<bool>,
+    opened: Vec<bool>,
     left: BTreeSet<(usize, &'static str)>,
     found: Vec<Breach>,
 }
@@ -157,23 +183,26 @@ impl<'a> Walk<'a> {
     fn new(roads: &'a Roads<'a>, never: &'a Never) -> Self {
         let places = roads.services.len() + 1;
         let mut goals = vec![Vec::new(); places];
+        let mut sockets = BTreeSet::new();
         for goal in &never.to {
-            if let Goal::Inside(target, ports) = goal
-                && let Some(number) = roads.number(target)
-            {
-                goals[number].push(*ports);
+            match goal {
+                Goal::Inside(target, ports) => roads.number(target).into_iter().for_each(|at| goals[at].push(*ports)),
+                Goal::Socket(service, name) => sockets.extend(roads.numbers.get(service).map(|at| (*at, name))),
+                Goal::Lan | Goal::Wan => {}
             }
         }
         let mut except = vec![false; places];
-        never.except.iter().filter_map(|service| roads.numbers.get(service)).for_each(|number| except[*number] = true);
+        never.except.iter().filter_map(|origin| roads.place(origin)).for_each(|place| except[place] = true);
         Self {
             roads,
             never,
             goals,
+            sockets,
             except,
             seen: vec![None; places],
             next: VecDeque::new(),
             reported: vec![false; roads.graph.edges.len()],
+            opened: vec![false; roads.graph.sockets().len()],
             left: BTreeSet::new(),
             found: Vec::new(),
         }
@@ -181,13 +210,11 @@ impl<'a> Walk<'a> {
 
     fn begin(&mut self, start: &'a Start) {
         match start {
-            Start::Inside(Origin::Service(service)) => {
-                if let Some(number) = self.roads.numbers.get(service).copied().filter(|number| !self.except[*number]) {
-                    self.edges(number, true, 1);
-                    self.outside(number, true);
+            Start::Inside(origin) => {
+                if let Some(place) = self.roads.place(origin) {
+                    self.steps(place, true, 1);
                 }
             }
-            Start::Inside(Origin::Host) => self.edges(self.roads.host(), true, 1),
             outside => {
                 let graph = self.roads.graph;
                 for exposure in graph.exposures.iter().filter(|exposure| outside.comes_through(exposure)) {
@@ -208,17 +235,23 @@ impl<'a> Walk<'a> {
         self.reach(number, step, 2);
     }
 
-    fn go_on(&mut self, service: usize) {
-        let names = self.seen[service].map_or(0, |(_, names)| names);
+    fn go_on(&mut self, place: usize) {
+        let names = self.seen[place].map_or(0, |(_, names)| names);
         // One name more than steps so far: another step makes as many steps as there are names now.
-        let more = self.never.path.is_some_and(|hops| names <= hops as usize);
-        if more && !self.except[service] {
-            self.edges(service, false, names);
-            self.outside(service, false);
+        if self.never.path.is_some_and(|hops| names <= hops as usize) {
+            self.steps(place, false, names);
         }
     }
 
-    /// The edges of one to whom a chain of so many names leads.
+    /// Every step that can be taken by one to whom a chain of so many names leads.
+    fn steps(&mut self, from: usize, begins: bool, names: usize) {
+        if !self.except[from] {
+            self.edges(from, begins, names);
+            self.open(from, begins, names);
+            self.outside(from, begins);
+        }
+    }
+
     fn edges(&mut self, from: usize, begins: bool, names: usize) {
         let roads = self.roads;
         for &(to, index) in &roads.leaving[from] {
@@ -227,9 +260,20 @@ impl<'a> Walk<'a> {
             if self.forbids(to, edge.ports) && !std::mem::replace(&mut self.reported[index], true) {
                 self.found.push(Breach { chain: self.chain(to, step), at: edge.at.clone() });
             }
-            if to != roads.host() {
-                self.reach(to, step, names + 1);
+            self.reach(to, step, names + 1);
+        }
+    }
+
+    fn open(&mut self, from: usize, begins: bool, names: usize) {
+        let roads = self.roads;
+        for &(to, index) in &roads.opening[from] {
+            let socket = &roads.graph.sockets()[index];
+            let step = Step::Socket { from, begins, index };
+            let forbidden = self.sockets.contains(&(to, &socket.name)) || self.goals[to].contains(&None);
+            if forbidden && !std::mem::replace(&mut self.opened[index], true) {
+                self.found.push(Breach { chain: self.chain(to, step), at: socket.at.clone() });
             }
+            self.reach(to, step, names + 1);
         }
     }
 
@@ -254,10 +298,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn reach(&mut self, service: usize, step: Step<'a>, names: usize) {
-        if self.seen[service].is_none() {
-            self.seen[service] = Some((step, names));
-            self.next.push_back(service);
+    fn reach(&mut self, place: usize, step: Step<'a>, names: usize) {
+        if self.seen[place].is_none() {
+            self.seen[place] = Some((step, names));
+            self.next.push_back(place);
         }
     }
 
@@ -271,6 +315,12 @@ impl<'a> Walk<'a> {
             Step::Edge { from, begins, index } => {
                 let mut chain = self.chain_to(from, begins);
                 chain.push(target_text(&self.roads.graph.edges[index]));
+                chain
+            }
+            Step::Socket { from, begins, index } => {
+                let socket = &self.roads.graph.sockets()[index];
+                let mut chain = self.chain_to(from, begins);
+                chain.push(format!("{}:unix:{}", socket.to, socket.name));
                 chain
             }
         }
@@ -295,6 +345,7 @@ impl std::fmt::Display for Goal {
             Self::Inside(target, None) => target.fmt(f),
             Self::Inside(target, Some(ports)) => write!(f, "{target}:{ports}"),
             Self::Lan => f.write_str("lan"),
+            Self::Socket(service, name) => write!(f, "{service}:unix:{name}"),
             Self::Wan => f.write_str("wan"),
         }
     }
@@ -303,7 +354,8 @@ impl std::fmt::Display for Goal {
 impl Start {
     pub(crate) fn comes_through(&self, exposure: &Exposure) -> bool {
         match (self, &exposure.way) {
-            (Self::Lan, way) => matches!(way, Way::Lan { .. }),
+            // What the world reaches at the machine's address, its neighbours reach too.
+            (Self::Lan, way) => matches!(way, Way::Clearnet { .. } | Way::Lan { .. } | Way::Port { .. }),
             (Self::Peers, way) => matches!(way, Way::WireGuard { .. }),
             (Self::Wan, way) => !matches!(way, Way::Lan { .. }),
             (Self::Peer(peer), Way::WireGuard { peers: allowed } | Way::Onion { clients: allowed, .. }) => {

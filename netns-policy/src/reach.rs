@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::explain::{ExplainError, place, words};
 use crate::exposure::{Exposure, Way};
-use crate::graph::{AllowGraph, Dns, Edge, Location, Origin, Target};
+use crate::graph::{AllowGraph, Dns, Edge, Location, Origin, SocketEdge, Target};
 use crate::name::{PeerName, ServiceName};
 use crate::never::Start;
 
@@ -155,7 +155,7 @@ impl Met {
 ///
 /// A way in starts at `wan` unless it is one of `lan` alone, and besides at every peer that it is for.
 pub fn steps(graph: &AllowGraph) -> Vec<Step> {
-    let edges = graph.edges().iter().map(edge);
+    let edges = graph.edges().iter().map(edge).chain(graph.sockets().iter().map(socket));
     let ways_out = graph.services().flat_map(|service| {
         let from = Node::Service(service.name.clone());
         let outbound = &service.outbound;
@@ -187,6 +187,12 @@ fn edge(edge: &Edge) -> Step {
         Target::Service(name) => Node::Service(name.clone()),
     };
     Step { from, to, what: edge.to_string(), at: edge.at.clone() }
+}
+
+/// Whoever opens a socket of another is where that one is.
+fn socket(socket: &SocketEdge) -> Step {
+    let (from, to) = (Node::Service(socket.from.clone()), Node::Service(socket.to.clone()));
+    Step { what: socket.to_string(), from, to, at: socket.at.clone() }
 }
 
 /// The steps of one way in: one for each who may come by it.
