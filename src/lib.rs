@@ -9,6 +9,7 @@
 //! - What exists is read from the kernel before every change, never remembered.
 
 pub mod exec;
+pub(crate) mod file;
 pub mod internet;
 pub mod kernel;
 pub mod matrix;
@@ -20,6 +21,7 @@ pub mod rewrite;
 pub mod sandbox;
 pub mod status;
 pub mod store;
+pub(crate) mod trusted;
 pub mod unit;
 pub mod uplink;
 pub mod verify;

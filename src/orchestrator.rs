@@ -27,7 +27,7 @@ use crate::kernel::nft::NftError;
 use crate::kernel::probe::{self, ProbeError};
 use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux, netns};
-use crate::policy::{self, ReadError};
+use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::reconcile;
 use crate::report::{Report, StepError};
 use crate::rewrite::RewriteError;
@@ -111,7 +111,7 @@ pub enum Error {
     Probe(#[from] ProbeError),
     /// The policy cannot be read.
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Read(#[from] ReadErrors),
     /// A policy file cannot be laid out.
     #[error(transparent)]
     Layout(LayoutError),
@@ -128,6 +128,8 @@ pub enum Error {
         pool: IpNetwork,
         /// The prefix or address of the host.
         taken: IpNetwork,
+        /// One of that size which overlaps nothing.
+        free: Option<IpNetwork>,
     },
     /// A step failed; what was done until then is in the report.
     #[error("the turn was cut short after {} of its steps", report.done.len())]
@@ -212,6 +214,10 @@ pub struct Checked {
     pub graph: AllowGraph,
     /// Legal, but doubtful.
     pub warnings: Vec<Warning>,
+    /// The files that it was read from, and those that they mask.
+    pub files: Vec<Found>,
+    /// Who else can edit these files: [`Orchestrator::apply`] refuses them.
+    pub editable: Vec<Editable>,
 }
 
 /// A plan with what it was made from.
@@ -271,6 +277,13 @@ pub enum Note {
     NoResolver,
 }
 
+impl Note {
+    /// The stable code, where somebody has something to mend.
+    pub fn code(&self) -> Option<&'static str> {
+        matches!(self, Self::Blocked(_)).then_some("W0902")
+    }
+}
+
 /// The library: load a policy, plan, apply, look, take down.
 ///
 /// Each verb looks at the kernel anew and keeps nothing in memory; two of them can be used at once from two processes
@@ -297,9 +310,18 @@ impl Orchestrator {
     ///
     /// [`Error::Read`] and [`Error::Policy`].
     pub fn check(&self) -> Result<Checked, Error> {
-        let sources = policy::read(&self.options.policy)?;
+        let policy::Read { sources, files, editable } = policy::read(&self.options.policy)?;
         let checked = AllowGraph::parse(&sources)?;
-        Ok(Checked { graph: checked.graph, warnings: checked.warnings })
+        Ok(Checked { graph: checked.graph, warnings: checked.warnings, files, editable })
+    }
+
+    /// The policy, if it is nobody's to change but root's and the caller's.
+    fn check_guarded(&self) -> Result<Checked, Error> {
+        let mut checked = self.check()?;
+        match std::mem::take(&mut checked.editable) {
+            editable if editable.is_empty() => Ok(checked),
+            editable => Err(ReadErrors(editable.into_iter().map(Into::into).collect()).into()),
+        }
     }
 
     /// What [`Orchestrator::apply`] would do. Changes nothing.
@@ -332,10 +354,11 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// As [`Orchestrator::plan`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the
-    /// old nor the new policy allows, and the next call goes on from there.
+    /// As [`Orchestrator::plan`]; [`Error::Read`] when others can edit the policy ([`Editable`]); [`Error::Step`] when the
+    /// kernel refuses a step: then nothing is open that neither the old nor the new policy allows, and the next call goes
+    /// on from there.
     pub fn apply(&self) -> Result<Applied, Error> {
-        let checked = self.check()?;
+        let checked = self.check_guarded()?;
         let capabilities = probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
         let _guard = store.lock()?;
@@ -477,7 +500,7 @@ impl Orchestrator {
             Err(e) if !self.options.policy.is_empty() => Err(e),
             Err(refused) => match (self.networks()?.as_slice(), refused) {
                 ([only], _) => Ok(only.clone()),
-                (known, Error::Read(ReadError::Missing { .. })) => Err(Error::NoNetwork { known: known.to_vec() }),
+                (known, Error::Read(errors)) if errors.is_missing() => Err(Error::NoNetwork { known: known.to_vec() }),
                 (_, refused) => Err(refused),
             },
         }
@@ -664,13 +687,26 @@ fn pool_is_free(graph: &AllowGraph, observed: &Observed) -> Result<(), Error> {
     let host = &observed.host;
     let taken: Vec<IpNetwork> =
         host.on_link.iter().copied().chain(host.addresses.iter().map(|a| (*a).into())).collect();
+    let all: Vec<IpNetwork> = taken.iter().chain(&network.lan).copied().collect();
     for pool in pools.into_iter().flatten() {
-        if let Some(taken) = taken.iter().find(|taken| taken.contains(pool.network()) || pool.contains(taken.network()))
-        {
-            return Err(Error::PoolTaken { pool, taken: *taken });
+        if let Some(taken) = taken.iter().find(|taken| overlap(**taken, pool)) {
+            return Err(Error::PoolTaken { pool, taken: *taken, free: free_pool(pool, &all) });
         }
     }
     Ok(())
+}
+
+/// A pool as large as this one, in 10.0.0.0/8, that overlaps none of `taken`; the one we use unasked comes first.
+fn free_pool(like: IpNetwork, taken: &[IpNetwork]) -> Option<IpNetwork> {
+    let length = like.prefix();
+    let candidates = (231..=255u8).chain(0..231).filter(|_| like.is_ipv4() && length >= 16);
+    let mut candidates =
+        candidates.filter_map(|second| IpNetwork::new(std::net::Ipv4Addr::new(10, second, 0, 0).into(), length).ok());
+    candidates.find(|pool| !taken.iter().any(|taken| overlap(*taken, *pool)))
+}
+
+fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
 }
 
 fn wants(desired: &Desired, netns: &str) -> bool {

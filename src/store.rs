@@ -4,32 +4,40 @@
 //! # Invariants
 //!
 //! - A file is written whole or not at all: to a temporary name, synced, renamed, and the directory synced.
-//! - Directories are 0700 and files 0600.
+//! - Directories are 0700 and files 0600. A directory that is a link, or that others can write to, is neither read nor
+//!   written: what is recorded there is set back by root.
 //! - One process at a time changes a network: see [`Store::lock`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use netns_policy::address::AddressBook;
 use netns_policy::name::NetworkName;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
+use nix::sys::stat::{major, minor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::file::{self, FileError};
 use crate::kernel::sysctl::Sysctl;
+use crate::trusted::{Trusted, Who};
 
 /// Why the state directory cannot be used.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Another nsctl is changing this network.
-    #[error("another nsctl is at work: it holds {}", path.display())]
+    #[error("another nsctl is at work: {} holds {}", holder.map_or("it".into(), |pid| format!("pid {pid}")), path.display())]
     Busy {
         /// The lock.
         path: PathBuf,
+        /// Which process that is, where the kernel tells.
+        holder: Option<u32>,
     },
     /// A file of ours that does not hold what we write.
     #[error("cannot understand {}", path.display())]
@@ -39,6 +47,14 @@ pub enum StoreError {
         /// What is wrong.
         #[source]
         source: serde_json::Error,
+    },
+    /// A directory that others could have put there, or can write to.
+    #[error("the state directory {} {why}", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What it is.
+        why: Foreign,
     },
     /// The system refused.
     #[error("cannot {action} {}", path.display())]
@@ -59,12 +75,14 @@ impl StoreError {
         match self {
             Self::Busy { .. } => "E0903",
             Self::Corrupt { .. } => "E0912",
+            Self::Foreign { .. } => "E0007",
             Self::Io { .. } => "E0906",
         }
     }
 
     /// The next move.
     pub fn help(&self) -> &'static str {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
         match self {
             Self::Busy { .. } => "wait until it is done, then run this again",
             Self::Corrupt { path, .. } if path.ends_with(SYSCTLS) => {
@@ -73,8 +91,39 @@ impl StoreError {
             Self::Corrupt { .. } => {
                 "put a copy back, or move it away while the network is up: services keep the addresses they have now"
             }
+            Self::Foreign { why: Foreign::Link | Foreign::NoDirectory, .. } => {
+                "remove it, or name another directory with --state; nothing was written"
+            }
+            Self::Foreign { .. } => "see whose it is; then chown it to root and chmod it to 0700; nothing was written",
             Self::Io { action: "read", .. } => "run this as root: without the record the addresses are not known",
+            Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
+                "make room there; nothing was applied"
+            }
             Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
+        }
+    }
+}
+
+/// Why a state directory is not ours alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Foreign {
+    /// It leads elsewhere.
+    Link,
+    /// It is something else.
+    NoDirectory,
+    /// It is somebody else's.
+    Owner(u32),
+    /// Others can write to it.
+    Writable(Who, u32),
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link => f.write_str("is a link"),
+            Self::NoDirectory => f.write_str("is not a directory"),
+            Self::Owner(uid) => write!(f, "is owned by uid {uid}"),
+            Self::Writable(who, mode) => write!(f, "has mode {mode:04o}, so that {who} can write to it"),
         }
     }
 }
@@ -90,6 +139,9 @@ pub struct Store {
 pub struct Guard {
     _file: Flock<File>,
 }
+
+/// The largest record that is read: that of 1,000 services is far below.
+const LIMIT: u64 = 16 << 20;
 
 const ADDRESSES: &str = "addresses.json";
 const SYSCTLS: &str = "sysctls.json";
@@ -131,7 +183,9 @@ impl Store {
     pub fn lock(&self) -> Result<Guard, StoreError> {
         self.prepare()?;
         let path = self.directory.join("lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        let file = options.open(&path);
         let file = file.map_err(|source| StoreError::Io { action: "open", path: path.clone(), source })?;
         locked(file, path)
     }
@@ -246,10 +300,12 @@ impl Store {
 
     fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
         let path = self.directory.join(name);
-        let text = match fs::read(&path) {
+        self.is_ours()?;
+        let text = match file::read(&path, LIMIT) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
-            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+            Err(FileError::Io(e)) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
+            Err(FileError::Io(source)) => return Err(StoreError::Io { action: "read", path, source }),
+            Err(error) => return Err(StoreError::Io { action: "read", path, source: io::Error::other(error) }),
         };
         serde_json::from_slice(&text).map_err(|source| StoreError::Corrupt { path, source })
     }
@@ -262,7 +318,28 @@ impl Store {
         write_whole(&path, &text, 0o600).map_err(|source| StoreError::Io { action: "write", path, source })
     }
 
+    /// Whether nobody else decides what lies in the directory: it, and the one around it, are no links, and they are
+    /// root's or the caller's alone. What is not there yet is ours to make.
+    fn is_ours(&self) -> Result<(), StoreError> {
+        let trusted = Trusted::of_caller();
+        for path in self.directory.parent().into_iter().chain([self.directory.as_path()]) {
+            let Ok(is) = fs::symlink_metadata(path) else { continue };
+            let mode = is.mode() & 0o7777;
+            let why = match is.file_type() {
+                kind if kind.is_symlink() => Some(Foreign::Link),
+                kind if !kind.is_dir() => Some(Foreign::NoDirectory),
+                _ if !trusted.trusts(is.uid()) => Some(Foreign::Owner(is.uid())),
+                _ => trusted.writer(&is).map(|who| Foreign::Writable(who, mode)),
+            };
+            if let Some(why) = why {
+                return Err(StoreError::Foreign { path: path.to_owned(), why });
+            }
+        }
+        Ok(())
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
+        self.is_ours()?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
         made.map_err(|source| StoreError::Io { action: "make", path: self.directory.clone(), source })
     }
@@ -271,9 +348,22 @@ impl Store {
 fn locked(file: File, path: PathBuf) -> Result<Guard, StoreError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => Ok(Guard { _file: file }),
-        Err((_, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path }),
+        Err((file, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path, holder: holder(&file) }),
         Err((_, errno)) => Err(StoreError::Io { action: "lock", path, source: errno.into() }),
     }
+}
+
+/// Who holds the lock on a file, as proc_locks(5) has it: `1: FLOCK  ADVISORY  WRITE 912 fd:01:4711 0 EOF`.
+fn holder(file: &File) -> Option<u32> {
+    let is = file.metadata().ok()?;
+    let of_this = format!("{:02x}:{:02x}:{}", major(is.dev()), minor(is.dev()), is.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let holder = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&of_this.as_str())).then(|| words[4].parse().ok())?
+    };
+    // A pid of another pid namespace is told as 0 or less.
+    locks.lines().find_map(holder).filter(|pid| *pid > 0)
 }
 
 /// Writes a file so that a reader, and a crash, find the old one or the new one and nothing between.

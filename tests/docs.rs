@@ -19,8 +19,8 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap_or_default().to_owned()).collect()
 }
 
-/// Every Rust source of the repository.
-fn sources() -> String {
+/// Every Rust source in these rooms.
+fn sources(rooms: &[&str]) -> String {
     fn walk(directory: &Path, out: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
             match entry.is_dir() {
@@ -31,7 +31,7 @@ fn sources() -> String {
         }
     }
     let mut files = Vec::new();
-    for room in ["src", "tests", "netns-policy/src", "netns-policy/tests"] {
+    for room in rooms {
         walk(&Path::new(ROOT).join(room), &mut files);
     }
     files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
@@ -60,7 +60,8 @@ fn the_readme_shows_what_its_commands_print_for_its_policy() {
 
 #[test]
 fn the_tests_that_the_readme_names_exist() {
-    let (readme, sources) = (read("README.md"), sources());
+    let readme = read("README.md");
+    let sources = sources(&["src", "tests", "netns-policy/src", "netns-policy/tests"]);
     let (_, table) = readme.split_once("## What is guaranteed").unwrap();
     let (table, _) = table.split_once("## What is not").unwrap();
     let names = table.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
@@ -94,7 +95,8 @@ fn codes(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn every_code_is_documented_and_every_documented_code_exists() {
-    let (cli, sources) = (read("docs/cli.md"), sources());
+    // Tests name codes too, and do not say that the product has them.
+    let (cli, sources) = (read("docs/cli.md"), sources(&["src", "netns-policy/src"]));
     let quoted = sources.split('"').filter(|text| text.len() == 5);
     let defined: BTreeSet<&str> = quoted.flat_map(codes).collect();
     assert!(defined.len() > 80, "{defined:?}");

@@ -26,6 +26,7 @@ pub mod observed;
 pub mod packet;
 pub mod plan;
 pub mod port;
+pub mod prove;
 mod resolve;
 pub mod ruleset;
 pub mod schema;

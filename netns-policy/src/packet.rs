@@ -148,6 +148,11 @@ impl<'a> View<'a> {
         (self.protocol == IPV6).then(|| ipv6::has_fragment_header(self.network))
     }
 
+    /// The field with offset and "more" of the IPv6 fragment header, where there is one.
+    pub(crate) fn fragment_field(&self) -> Option<u16> {
+        (self.protocol == IPV6).then(|| ipv6::fragment_field(self.network))?
+    }
+
     /// Source and destination of the IP header.
     pub fn ends(&self) -> Option<Ends> {
         match self.protocol {

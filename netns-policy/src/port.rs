@@ -118,8 +118,8 @@ impl FromStr for Ports {
             _ => return Err(InvalidPort::Form),
         };
         match range.split_once('-') {
-            Some((lo, hi)) => Self::new(protocol, number(lo)?, number(hi)?),
-            None => number(range).and_then(|port| Self::new(protocol, port, port)),
+            Some((lo, hi)) if !lo.is_empty() => Self::new(protocol, number(lo)?, number(hi)?),
+            _ => number(range).and_then(|port| Self::new(protocol, port, port)),
         }
     }
 }
@@ -155,6 +155,7 @@ mod tests {
         for bad in ["tcp:0", "tcp:080", "tcp:80 ", "tcp:-1", "tcp:+80", "tcp:65536", "tcp:", "80", "sctp:80"] {
             assert!(bad.parse::<Ports>().is_err(), "{bad:?} passed");
         }
+        assert_eq!("tcp:-1".parse::<Ports>(), Err(InvalidPort::Number("-1".into())), "it is told whole");
         assert_eq!("tcp:90-80".parse::<Ports>(), Err(InvalidPort::Backwards { lo: 90, hi: 80 }));
     }
 }

@@ -224,7 +224,7 @@ fn ipv6_header(from: Ipv6Addr, to: Ipv6Addr, next: u8, body: usize) -> Vec<u8> {
 
 /// The Internet checksum (RFC 1071) of parts of which all but the last have an even length; 0 over bytes that hold
 /// their own right checksum.
-pub(super) fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let mut sum: u64 = words.map(|word| u64::from(u16::from_be_bytes([word[0], *word.get(1).unwrap_or(&0)]))).sum();
     while sum > 0xffff {

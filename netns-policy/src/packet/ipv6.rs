@@ -130,6 +130,11 @@ pub(super) fn has_fragment_header(datagram: &[u8]) -> bool {
     chain(datagram).any(|link| link.number == FRAGMENT)
 }
 
+/// Offset and "more" of the fragment header.
+pub(super) fn fragment_field(datagram: &[u8]) -> Option<u16> {
+    chain(datagram).find(|link| link.number == FRAGMENT).map(|link| link.fragment)
+}
+
 pub(super) fn is_fragment(datagram: &[u8]) -> bool {
     chain(datagram).any(|link| link.number == FRAGMENT && link.fragment & 0xfff9 != 0)
 }

@@ -179,6 +179,11 @@ pub(crate) fn word<T: Copy>(node: Node, words: &[(&'static str, T)], out: &mut F
 /// Ports such as `tcp:8332`.
 pub(crate) fn ports(node: Node, out: &mut Findings) -> Option<Ports> {
     let at = node.at;
+    if let Kind::Integer(port @ 1..=65_535) = node.kind {
+        let draft = Draft::new("E0206", at, format!("{port} does not say its protocol"));
+        out.add(draft.help(format!("write \"tcp:{port}\" or \"udp:{port}\"")));
+        return None;
+    }
     let text = string(node, out)?;
     text.parse().map_err(|error| out.add(bad_port(at, &text, &error))).ok()
 }
@@ -188,7 +193,7 @@ pub(crate) fn bad_port(at: At, text: &str, error: &InvalidPort) -> Draft {
     let code = if matches!(error, InvalidPort::Backwards { .. }) { "E0207" } else { "E0206" };
     let help = match error {
         InvalidPort::Form => "write the protocol and the number, as in \"tcp:8332\", \"udp:53\" or \"tcp:28332-28333\"",
-        InvalidPort::Number(_) => "no sign, no blank, no leading zero",
+        InvalidPort::Number(_) => "write it without sign, blank or leading zero, as in \"tcp:8332\"",
         InvalidPort::Backwards { .. } => "write the lower port first",
     };
     let shown = text.escape_debug();

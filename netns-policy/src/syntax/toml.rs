@@ -28,7 +28,12 @@ fn syntax_error(message: &str, at: At) -> Draft {
     if message.contains("recurs") {
         return too_deep(at);
     }
-    Draft::new("E0107", at, format!("not TOML: {message}"))
+    // What the parser takes for a word or a number of TOML is a text without its quotes most of the time.
+    const UNQUOTED: [&str; 5] =
+        ["invalid boolean", "invalid datetime", "invalid float", "invalid integer", "string values must be quoted"];
+    let hint =
+        UNQUOTED.iter().any(|said| message.starts_with(said)).then(|| "a text stands in double quotes".to_owned());
+    Draft::new("E0107", at, format!("not TOML: {message}")).hint(hint)
 }
 
 struct Reader {

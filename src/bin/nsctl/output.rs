@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
@@ -9,6 +10,7 @@ use netns_policy::diagnostic::{Finding, Warning};
 use nsctl::Error;
 use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
+use nsctl::policy::{Editable, Found, ReadError};
 use nsctl::report::StepError;
 use nsctl::rewrite::RewriteError;
 use serde::Serialize;
@@ -103,9 +105,43 @@ fn person_readable(error: &Error) {
         talk(format_args!("the policy is refused: {}; nothing was changed", count(n, "error")));
         return;
     }
-    talk(chain(error));
-    if let Some(help) = help(error) {
+    if let Error::Read(errors) = error {
+        return errors.0.iter().for_each(|one| coded(one.code(), &chain(one), Some(&one.help())));
+    }
+    coded(code(error), &chain(error), help(error).as_deref());
+}
+
+/// A failure that has no place in a text, with its code and the next move.
+fn coded(code: &str, message: &str, help: Option<&str>) {
+    talk(format_args!("{code}: {message}"));
+    if let Some(help) = help {
         writeln!(io::stderr().lock(), "  help: {help}").ok();
+    }
+}
+
+/// Says who else can edit the policy.
+pub fn editable(editable: &[Editable]) {
+    for one in editable {
+        coded(one.code(), &format!("{one}; `nsctl apply` refuses that"), Some(&one.help()));
+    }
+}
+
+/// What is legal but doubtful, and who else can edit the policy, with stable keys.
+pub fn warnings_json(warnings: &[Warning], editable: &[Editable]) -> Vec<serde_json::Value> {
+    let warnings = warnings.iter().map(|warning| json!(warning.plain()));
+    let editable = editable.iter().map(|one| plain(one.code(), Some(one.path()), one.to_string(), Some(one.help())));
+    warnings.chain(editable).collect()
+}
+
+/// Says which files the policy was read from.
+pub fn files(files: &[Found]) {
+    for Found { path, trust, off, masked_by } in files {
+        let how = match masked_by {
+            Some(by) => format!(", masked by {by}"),
+            None if *off => ", which switches it off".to_owned(),
+            None => String::new(),
+        };
+        talk(format_args!("{trust} {path}{how}"));
     }
 }
 
@@ -133,18 +169,17 @@ fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
     if let Error::Policy(errors) = error {
         return errors.iter().map(|finding| json!(finding.plain())).collect();
     }
-    let file = match error {
-        Error::Read(e) => e.path().map(|path| path.display().to_string()),
-        _ => None,
-    };
-    vec![json!({
-        "code": code(error),
-        "file": file,
-        "line": null,
-        "column": null,
-        "message": chain(error),
-        "help": help(error),
-    })]
+    if let Error::Read(errors) = error {
+        let one = |error: &ReadError| plain(error.code(), error.path(), chain(error), Some(error.help()));
+        return errors.0.iter().map(one).collect();
+    }
+    vec![plain(code(error), None, chain(error), help(error))]
+}
+
+/// A failure that has no place in a text, with the same keys as one that has.
+fn plain(code: &str, file: Option<&Path>, message: String, help: Option<String>) -> serde_json::Value {
+    let file = file.map(|file| file.display().to_string());
+    json!({ "code": code, "file": file, "line": null, "column": null, "message": message, "help": help })
 }
 
 fn code(error: &Error) -> &'static str {
@@ -158,7 +193,7 @@ fn code(error: &Error) -> &'static str {
         Error::PoolTaken { .. } => "E0501",
         Error::Probe(_) => nsctl::kernel::probe::ProbeError::CODE,
         Error::NoIpv6 | Error::Sandbox(_) => "E0901",
-        Error::Read(e) => e.code(),
+        Error::Read(e) => e.0.first().map_or("E0001", ReadError::code),
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",
         Error::Usage { .. } => "E0911",
@@ -181,8 +216,10 @@ fn help(error: &Error) -> Option<String> {
             let known: Vec<_> = known.iter().map(ToString::to_string).collect();
             Some(format!("name a policy with --policy; `nsctl down` takes --network too: {}", known.join(", ")))
         }
+        Error::PoolTaken { free: Some(free), .. } => {
+            Some(format!("write another one: `pool4 = \"{free}\"` is free here"))
+        }
         Error::PoolTaken { .. } => Some("write another private prefix as [network] pool4 or pool6".into()),
-        Error::Read(e) => Some(e.help().to_owned()),
         Error::Rewrite(e) => Some(e.help().to_owned()),
         Error::Step { source, .. } => Some(format!("nothing is open that the policy does not allow; {}", cure(source))),
         Error::Unfinished { .. } => {

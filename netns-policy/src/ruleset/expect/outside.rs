@@ -99,7 +99,7 @@ pub enum Kind {
 /// IPv4 prefixes that are not public: RFC 1918, CGNAT (RFC 6598), link-local with the metadata address, the other
 /// metadata address, protocol assignments, multicast; "this network", loopback and the reserved rest, which are no
 /// addresses of a remote machine.
-const NOT_PUBLIC4: [&str; 11] = [
+pub(crate) const NOT_PUBLIC4: [&str; 11] = [
     "10.0.0.0/8",
     "172.16.0.0/12",
     "192.168.0.0/16",
@@ -115,7 +115,7 @@ const NOT_PUBLIC4: [&str; 11] = [
 
 /// The same for IPv6: unique local, link-local, site-local, multicast, NAT64 and 6to4, which lead to IPv4 by
 /// translation, and the lowest /16 with the unspecified, the loopback and the mapped addresses.
-const NOT_PUBLIC6: [&str; 8] =
+pub(crate) const NOT_PUBLIC6: [&str; 8] =
     ["fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/16"];
 
 fn prefixes(texts: &[&str]) -> Vec<ipnetwork::IpNetwork> {

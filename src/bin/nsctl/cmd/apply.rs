@@ -36,7 +36,8 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
 }
 
 fn note(note: &Note) -> String {
-    match note {
+    let code = note.code().map(|code| format!("{code}: ")).unwrap_or_default();
+    let text = match note {
         Note::Blocked(blocked) => format!(
             "{} on this host drops what services send outside; let it pass with: {}",
             blocked.chain, blocked.remedy
@@ -45,7 +46,8 @@ fn note(note: &Note) -> String {
         Note::NoUplink => "there is no default route yet: outbound leads nowhere until there is one".into(),
         Note::NoIpv4Uplink => "there is no IPv4 default route yet: outbound leads to IPv6 addresses alone".into(),
         Note::NotServed { exposure } => format!("not served yet, nothing is open for it: {exposure}"),
-    }
+    };
+    code + &text
 }
 
 pub fn down(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>) -> Result<ExitCode, Error> {

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use nsctl::netns_policy::graph::AllowGraph;
 use nsctl::netns_policy::layout::{LayoutError, lay_out};
-use nsctl::netns_policy::{PolicyErrors, Source};
-use nsctl::policy::{self, DEFAULT_PATHS, LIMIT, ReadError};
+use nsctl::netns_policy::{PolicyErrors, Source, Trust};
+use nsctl::policy::{self, DEFAULT_PATHS, LIMIT, ReadError, ReadErrors, VENDOR};
 use nsctl::{Error, rewrite};
 use serde_json::json;
 
@@ -60,23 +60,28 @@ fn tell(args: &Args, all: &[Laid], check: bool) {
 /// ship is not ours to change.
 fn read(args: &Args, paths: &[PathBuf]) -> Result<Vec<Source>, Error> {
     let named = if paths.is_empty() { &args.policy[..] } else { paths };
-    if !named.is_empty() {
-        let mut sources = Vec::new();
-        for path in named {
-            sources.extend(policy::read(std::slice::from_ref(path))?);
+    let mut sources = Vec::new();
+    if named.is_empty() {
+        let own = DEFAULT_PATHS.iter().filter(|path| **path != VENDOR).map(PathBuf::from);
+        let (there, missing): (Vec<_>, Vec<_>) = own.partition(|path| path.exists());
+        if there.is_empty() {
+            return Err(ReadErrors::from(ReadError::Missing { paths: missing }).into());
         }
-        return Ok(sources);
+        sources = policy::read(&there)?.sources;
     }
-    let own = DEFAULT_PATHS.iter().map(PathBuf::from).filter(|path| !path.starts_with("/usr"));
-    let (there, missing): (Vec<_>, Vec<_>) = own.partition(|path| path.exists());
-    if there.is_empty() { Err(ReadError::Missing { paths: missing }.into()) } else { Ok(policy::read(&there)?) }
+    for path in named {
+        // Each by itself: a file that is masked by another has a layout all the same.
+        sources.extend(policy::read(std::slice::from_ref(path))?.sources);
+    }
+    sources.retain(|source| source.trust == Trust::Operator);
+    Ok(sources)
 }
 
 /// What comes on stdin: JSON when it begins like an object, else TOML.
 fn piped() -> Result<Source, Error> {
     let mut text = Vec::new();
     let read = io::stdin().lock().take(LIMIT + 1).read_to_end(&mut text);
-    read.map_err(|source| ReadError::Io { path: "-".into(), source })?;
+    read.map_err(|source| ReadErrors::from(ReadError::Io { path: "-".into(), source }))?;
     let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
     let source = if first == Some(&b'{') { Source::json("-", text) } else { Source::toml("-", text) };
     Ok(source)

@@ -86,10 +86,17 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
     let checked = orchestrator(args, false).check()?;
     let (services, edges) = (checked.graph.services().count(), checked.graph.edges().len());
     if args.json {
-        let warnings: Vec<_> = checked.warnings.iter().map(|warning| warning.plain()).collect();
-        output::answer(&serde_json::json!({ "services": services, "edges": edges, "warnings": warnings }));
+        let warnings = output::warnings_json(&checked.warnings, &checked.editable);
+        let files = &checked.files;
+        output::answer(
+            &serde_json::json!({ "services": services, "edges": edges, "files": files, "warnings": warnings }),
+        );
     } else {
+        if args.verbose {
+            output::files(&checked.files);
+        }
         output::warnings(&checked.warnings);
+        output::editable(&checked.editable);
         output::line(format_args!("ok: {}, {}", output::count(services, "service"), output::count(edges, "edge")));
     }
     Ok(ExitCode::SUCCESS)

@@ -18,6 +18,7 @@ pub fn plan(args: &Args, nsctl: &Orchestrator, offline: bool, exit_code: bool) -
         output::answer(&as_json(&planned.plan));
     } else {
         output::warnings(&planned.checked.warnings);
+        output::editable(&planned.checked.editable);
         print(&planned);
         if args.verbose {
             planned.plan.steps.iter().for_each(|step| output::talk(format_args!("would {step}")));

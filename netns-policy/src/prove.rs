@@ -1,0 +1,394 @@
+//! The proof: for every packet, the compiled rules do what the policy says.
+//!
+//! The rules are run on *classes* of packets (`prove/machine.rs`), which they divide wherever they tell packets apart.
+//! What comes out is compared, exactly and as sets, with what ought to pass (`prove/spec.rs`), which is written from the
+//! README of this crate and reads the graph, the addresses and the host's network, and nothing of the compiler. So the
+//! classes follow from the rules and from nothing else, and no packet is left out:
+//!
+//! - of every wire into the fabric each frame: any EtherType, tag, family, length, protocol, port, flag, fragment,
+//!   routing header, source and destination, and every header that an ICMP error can embed;
+//! - of every lock, the gateway and the host's table each datagram, on each link, in each state and direction that
+//!   connection tracking can say, with limits exhausted or not; whatever the fabric may have handed over.
+//!
+//! # What follows for a packet on its whole way
+//!
+//! The gates are proved one by one, each for all packets, so a packet that root in `A` puts on the wire arrives in `B`
+//! if, and only if, the panel hands it on (an edge from `A` to `B` covers its destination port; or an edge from `B` to
+//! `A` covers its source port, and it is no opening of TCP; or it is an echo or an ICMP error of theirs), **and** `B`'s
+//! lock takes it (new: along an edge to `B`; established: either direction; related: ICMP errors alone). What a program
+//! in `A` sends has passed `A`'s own lock too. [`Proof`] says how many classes that were.
+//!
+//! # What is taken for granted
+//!
+//! The meaning of expressions ([`crate::ruleset::decide`], held against the kernel by other tests) and that conntrack
+//! calls `established` and `related` only what is. What a rule can ask is taken to be independent of the rest, so that
+//! there are rather more packets here than in the world. A rule that cannot be followed is refused, not skipped.
+
+mod class;
+mod compare;
+mod index;
+mod machine;
+mod numbers;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod witness;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::address::AddressPlan;
+use crate::desired::{Desired, GROUP};
+use crate::graph::AllowGraph;
+use crate::network::HostNetwork;
+use crate::observed::Observed;
+use crate::packet::Packet;
+use crate::ruleset::compile::LEG;
+use crate::ruleset::decide::conntrack::CtState;
+use crate::ruleset::decide::{Env, hooks};
+use crate::ruleset::{Expr, Family, HookPoint, MetaKey, Ruleset};
+use crate::topology::{Place, leg_link};
+use class::{Class, Ct, Ip, Var};
+use compare::{Deviation, compare};
+use machine::{At, Link, Machine, Outcome, Unreadable};
+use numbers::Numbers;
+use spec::{Facts, Spec};
+
+/// That the rules do what the policy says, and into how many classes they divide packets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Proof {
+    /// At the fabric.
+    pub panel: usize,
+    /// In the services.
+    pub locks: usize,
+    /// In the gateway `uplink`.
+    pub gateway: usize,
+    /// On the host.
+    pub host: usize,
+}
+
+impl Proof {
+    /// The stable code of a refusal.
+    pub const CODE: &'static str = "E0950";
+
+    /// All of them.
+    pub fn classes(&self) -> usize {
+        self.panel + self.locks + self.gateway + self.host
+    }
+}
+
+/// Packets with which rules do another thing than the policy says.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[error("{gate} does not do what the policy says: {what}")]
+pub struct Counterexample {
+    /// Which rules, where.
+    pub gate: String,
+    /// What they do, and what they ought to.
+    pub what: String,
+    /// The class of packets, in words.
+    pub class: String,
+    /// One of them; none where a rule cannot be followed.
+    pub packet: Option<Packet>,
+    /// The rules and elements that it meets, in order.
+    pub trace: Vec<String>,
+}
+
+/// Proves that `desired`, made from `graph`, does what `graph` says.
+///
+/// # Errors
+///
+/// A [`Counterexample`]: a mistake of the compiler.
+pub fn prove(
+    graph: &AllowGraph,
+    addresses: &AddressPlan,
+    host: &HostNetwork,
+    desired: &Desired,
+) -> Result<Proof, Box<Counterexample>> {
+    let wires = desired.wires.iter().map(|(place, wire)| (place.clone(), wire.index)).collect();
+    let facts = Facts::new(graph, addresses, host, wires);
+    let mut proof = Proof::default();
+    proof.panel = panel(&facts, desired)?;
+    for place in desired.wires.keys() {
+        let none = Ruleset::default();
+        let rules = desired.locks.get(place).unwrap_or(&none);
+        match place {
+            Place::Service(_) => proof.locks += lock(&facts, place, rules)?,
+            Place::Uplink => proof.gateway += gateway(&facts, rules)?,
+            Place::Host => {}
+        }
+    }
+    if let Some(rules) = desired.locks.get(&Place::Host).filter(|_| facts.has_host_table()) {
+        proof.host = on_host(&facts, rules)?;
+    }
+    Ok(proof)
+}
+
+/// The same of the rules that the kernel holds.
+///
+/// # Errors
+///
+/// A [`Counterexample`]: somebody has changed rules, or they are of another policy.
+pub fn prove_observed(
+    graph: &AllowGraph,
+    addresses: &AddressPlan,
+    observed: &Observed,
+    desired: &Desired,
+) -> Result<Proof, Box<Counterexample>> {
+    let rules = |(place, wire): (&Place, &crate::desired::Wire)| {
+        (place.clone(), observed.rules(place, wire.netns.as_deref()).cloned().unwrap_or_default())
+    };
+    let mut locks: BTreeMap<Place, Ruleset> = desired.wires.iter().map(rules).collect();
+    locks.insert(Place::Host, observed.host_rules.clone());
+    let fabric = observed.fabric.as_ref().map(|fabric| fabric.rules.clone()).unwrap_or_default();
+    prove(graph, addresses, &observed.host, &Desired { fabric, locks, ..desired.clone() })
+}
+
+/// Rules at one hook, of which something is asked.
+struct Gate<'a> {
+    /// Whose, for people.
+    name: String,
+    family: Family,
+    rules: &'a Ruleset,
+    machine: &'a Machine<'a>,
+    at: At<'a>,
+    /// By which address rights are told apart.
+    key: Var,
+}
+
+impl Gate<'_> {
+    /// How many classes there are.
+    fn holds(&self, packets: &[Class], spec: &Spec) -> Result<usize, Box<Counterexample>> {
+        let mut count = 0;
+        for class in packets {
+            let leaves = self.machine.run(self.family, &self.at, class).map_err(|rule| self.unreadable(&rule))?;
+            if let Some(deviation) = compare(&leaves, spec, self.key) {
+                return Err(self.counterexample(&deviation));
+            }
+            count += leaves.len();
+        }
+        Ok(count)
+    }
+
+    fn unreadable(&self, rule: &Unreadable) -> Box<Counterexample> {
+        Box::new(Counterexample {
+            gate: self.name.clone(),
+            what: format!("rule {} of chain {} cannot be followed: {}", rule.rule + 1, rule.chain, rule.why),
+            class: "every packet that comes so far".into(),
+            packet: None,
+            trace: vec![],
+        })
+    }
+
+    fn counterexample(&self, deviation: &Deviation) -> Box<Counterexample> {
+        let Deviation { class, does, ought } = deviation;
+        let point = witness::some_point(class);
+        let packet = witness::packet(class.ip(), &point);
+        let trace = self.trace(&packet, &point);
+        let by = |outcome: &Option<Outcome>| outcome.map_or("is dropped".to_owned(), |outcome| outcome.to_string());
+        let what = format!("what {}, ought to be what {}", by(does), by(ought));
+        Box::new(Counterexample {
+            gate: self.name.clone(),
+            what,
+            class: class.to_string(),
+            packet: Some(packet),
+            trace,
+        })
+    }
+
+    /// The rules that a packet meets, said by the interpreter.
+    fn trace(&self, packet: &Packet, point: &witness::Point) -> Vec<String> {
+        let env = self.env(point);
+        let outcome = hooks(self.rules, self.family, self.at.point, self.at.device, packet, &env);
+        let rules = outcome.trace.iter().map(|(chain, rule)| format!("chain {chain} rule {}", rule + 1));
+        let elements = outcome.elements.iter().map(|(set, _)| format!("an element of {set}"));
+        rules.chain(elements).collect()
+    }
+
+    fn env(&self, point: &witness::Point) -> Env<'_> {
+        let link = |link: Option<&'_ Link>| link.map_or((0, String::new()), |link| (link.index, link.name.clone()));
+        let (iif, oif) = (link(self.at.iif).0, link(self.at.oif).0);
+        let ct = Ct::ALL[point[Var::Ct as usize] as usize % Ct::ALL.len()];
+        let ct = CtState { state: ct.state(), direction: ct.direction().unwrap_or_default(), status: 0 };
+        let to = point[Var::Daddr as usize];
+        let local = self.at.local.iter().any(|(_, local)| local.holds(to));
+        Env {
+            iif,
+            iifname: self.at.iif.map_or("", |link| &link.name),
+            oif,
+            oifname: self.at.oif.map_or("", |link| &link.name),
+            ct: (ct.state != CtState::INVALID).then_some(ct),
+            fib_daddr_type: if local { crate::ruleset::decide::LOCAL } else { crate::ruleset::decide::UNICAST },
+            limits_exhausted: point[Var::Exhausted as usize] == 1,
+            connections: if point[Var::Crowded as usize] == 1 { u32::MAX } else { 0 },
+            ..Env::default()
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.write_str("is accepted"),
+            Self::Forward(index) => write!(f, "goes into wire {index}"),
+            Self::Masquerade => f.write_str("is masqueraded"),
+            Self::Redirect(_, Some(port)) => write!(f, "is redirected to port {port}"),
+            Self::Redirect(_, None) => f.write_str("is redirected"),
+        }
+    }
+}
+
+fn panel(facts: &Facts<'_>, desired: &Desired) -> Result<usize, Box<Counterexample>> {
+    let machine = Machine::new(&desired.fabric);
+    let packets = Class::frames();
+    let mut count = 0;
+    for (place, wire) in &desired.wires {
+        let link = Link { index: wire.index, name: wire.outer.to_string(), group: GROUP };
+        let at = At {
+            point: HookPoint::Ingress,
+            device: Some(wire.outer.as_str()),
+            iif: Some(&link),
+            oif: None,
+            local: &[],
+        };
+        let name = format!("the fabric, behind the wire of {place},");
+        let gate =
+            Gate { name, family: Family::Netdev, rules: &desired.fabric, machine: &machine, at, key: Var::Daddr };
+        count += gate.holds(&packets, &facts.panel(place))?;
+    }
+    Ok(count)
+}
+
+/// A namespace with all its hooks.
+struct Room<'a> {
+    name: String,
+    rules: &'a Ruleset,
+    machine: Machine<'a>,
+    links: Vec<Link>,
+    local: Vec<(Ip, Numbers)>,
+    packets: Vec<Class>,
+}
+
+impl<'a> Room<'a> {
+    /// With the links that its rules can tell apart: those they name, `own`, and others.
+    fn new(name: String, rules: &'a Ruleset, own: &[&str], local: Vec<(Ip, Numbers)>) -> Self {
+        let links = links(rules, own);
+        Self { name, rules, machine: Machine::new(rules), links, local, packets: Class::datagrams() }
+    }
+
+    fn holds(
+        &self,
+        point: HookPoint,
+        ways: (Option<&Link>, Option<&Link>),
+        spec: &Spec,
+    ) -> Result<usize, Box<Counterexample>> {
+        let (iif, oif) = ways;
+        let at = At { point, device: None, iif, oif, local: &self.local };
+        let from = iif.map(|link| format!(" from {}", link.name)).unwrap_or_default();
+        let by = oif.map(|link| format!(" by {}", link.name)).unwrap_or_default();
+        let name = format!("{} at {}{from}{by}", self.name, word(point));
+        let key = if point == HookPoint::Input { Var::Saddr } else { Var::Daddr };
+        let gate = Gate { name, family: Family::Inet, rules: self.rules, machine: &self.machine, at, key };
+        gate.holds(&self.packets, spec)
+    }
+
+    /// Asks of every link, or pair of links.
+    fn all(&self, point: HookPoint, spec: impl Fn(&Link, &Link) -> Spec) -> Result<usize, Box<Counterexample>> {
+        let mut count = 0;
+        for one in &self.links {
+            match point {
+                HookPoint::Ingress | HookPoint::Prerouting | HookPoint::Input => {
+                    count += self.holds(point, (Some(one), None), &spec(one, one))?;
+                }
+                HookPoint::Output => count += self.holds(point, (None, Some(one)), &spec(one, one))?,
+                HookPoint::Forward | HookPoint::Postrouting => {
+                    for other in &self.links {
+                        count += self.holds(point, (Some(one), Some(other)), &spec(one, other))?;
+                    }
+                }
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn word(point: HookPoint) -> &'static str {
+    match point {
+        HookPoint::Ingress => "ingress",
+        HookPoint::Prerouting => "prerouting",
+        HookPoint::Input => "input",
+        HookPoint::Forward => "forward",
+        HookPoint::Output => "output",
+        HookPoint::Postrouting => "postrouting",
+    }
+}
+
+/// Every link that these rules can tell from others.
+fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
+    let mut names: BTreeSet<String> = own.iter().map(|name| (*name).to_owned()).collect();
+    let mut indexes: BTreeSet<u32> = BTreeSet::new();
+    let chains = rules.tables.values().flat_map(|table| table.chains.values());
+    for rule in chains.flat_map(|chain| &chain.rules) {
+        for (load, cmp) in rule.0.iter().zip(rule.0.iter().skip(1)) {
+            let (Expr::Meta { key, .. }, Expr::Cmp { data, .. }) = (load, cmp) else { continue };
+            match key {
+                MetaKey::Iifname | MetaKey::Oifname => {
+                    let name: Vec<u8> = data.iter().copied().take_while(|byte| *byte != 0).collect();
+                    names.extend(String::from_utf8(name));
+                }
+                MetaKey::Iif | MetaKey::Oif => {
+                    indexes.extend(<[u8; 4]>::try_from(&data[..]).map(u32::from_ne_bytes));
+                }
+                _ => {}
+            }
+        }
+    }
+    const LO: u32 = 1;
+    let free = indexes.iter().max().map_or(2, |most| most.saturating_add(1)).max(2);
+    indexes.remove(&LO);
+    names.remove("lo");
+    // On the host, where groups are asked for, links of ours are those with a `+` in their name.
+    let group = |name: &str| if name.contains('+') { GROUP } else { 0 };
+    let named = |index: u32, name: &str| Link { index, name: name.to_owned(), group: group(name) };
+    // A name that nobody names, and one of another network of ours.
+    let others = ["other0", "other+leg"].map(str::to_owned);
+    let mut links = vec![named(LO, "lo")];
+    links.extend(indexes.iter().map(|index| named(*index, "other0")));
+    links.extend(names.iter().chain(&others).map(|name| named(free, name)));
+    links
+}
+
+fn lock(facts: &Facts<'_>, place: &Place, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
+    let Place::Service(name) = place else { return Ok(0) };
+    let Some(service) = facts.graph.service(name.as_str()) else { return Ok(0) };
+    let room = Room::new(format!("the lock of {place}"), rules, &["net0"], vec![]);
+    let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
+    count += room.all(HookPoint::Input, |from, _| facts.input(place, from))?;
+    count += room.all(HookPoint::Forward, |_, _| Spec::default())?;
+    count += room.all(HookPoint::Output, |by, _| facts.output(service, by))?;
+    count += room.all(HookPoint::Postrouting, |_, _| Spec::everything())?;
+    Ok(count)
+}
+
+fn gateway(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
+    let room = Room::new("the gateway uplink".into(), rules, &["net0", LEG], vec![]);
+    let mut count = room.all(HookPoint::Prerouting, |from, _| facts.gateway_prerouting(from))?;
+    count += room.all(HookPoint::Input, |from, _| facts.gateway_input(from))?;
+    count += room.all(HookPoint::Forward, |from, by| facts.gateway_forward(from, by))?;
+    count += room.all(HookPoint::Output, |by, _| facts.gateway_output(by))?;
+    count += room.all(HookPoint::Postrouting, |_, by| facts.gateway_postrouting(by))?;
+    Ok(count)
+}
+
+fn on_host(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
+    let network = &facts.graph.network().name;
+    let (wire, leg) = (Place::Host.inner_link(network), leg_link(network));
+    let room = Room::new("the table on the host".into(), rules, &[wire.as_str(), leg.as_str()], facts.host_local());
+    let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
+    count += room.all(HookPoint::Input, |from, _| facts.host_input(from))?;
+    count += room.all(HookPoint::Forward, |from, by| facts.host_forward(from, by))?;
+    count += room.all(HookPoint::Output, |by, _| facts.host_output(by))?;
+    count += room.all(HookPoint::Postrouting, |_, by| facts.host_postrouting(by))?;
+    Ok(count)
+}

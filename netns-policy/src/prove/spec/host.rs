@@ -1,0 +1,163 @@
+//! The table of ours on the host: its lock on its own wire, the leg, and nobody else's traffic.
+
+use super::lock::{LO, held, opened};
+use super::{ESTABLISHED, Facts, RELATED, Spec, addresses, states};
+use crate::prove::class::{Class, Ct, Ip, Var};
+use crate::prove::machine::{Link, Outcome};
+use crate::prove::numbers::Numbers;
+use crate::topology::{Place, leg_link};
+
+impl Facts<'_> {
+    fn is_wire(&self, link: &Link) -> bool {
+        link.name == Place::Host.inner_link(&self.graph.network().name).as_str()
+    }
+
+    fn is_leg(&self, link: &Link) -> bool {
+        link.name == leg_link(&self.graph.network().name).as_str()
+    }
+
+    fn has_leg(&self) -> bool {
+        self.wires.contains_key(&Place::Uplink)
+    }
+
+    /// Whether there is anything of ours on the host.
+    pub(in crate::prove) fn has_host_table(&self) -> bool {
+        self.has_leg() || self.wires.contains_key(&Place::Host)
+    }
+
+    /// The addresses that the host answers for, by version.
+    pub(in crate::prove) fn host_local(&self) -> Vec<(Ip, Numbers)> {
+        let ours = self.ours_on_host();
+        let local = |ip| addresses(ip, self.host.addresses.iter().copied()).or(&ours(ip));
+        Ip::BOTH.map(|ip| (ip, local(ip))).into()
+    }
+
+    fn ours_on_host(&self) -> impl Fn(Ip) -> Numbers {
+        let wire = self.addresses.of(&Place::Host).filter(|_| self.wires.contains_key(&Place::Host));
+        let leg = self.has_leg().then(|| self.addresses.leg_host());
+        move |ip| addresses(ip, [wire, leg].into_iter().flatten().flat_map(|own| own.iter().collect::<Vec<_>>()))
+    }
+
+    /// What the host takes from a link: from its wire what edges open, from the leg answers alone; from other links
+    /// everything, but nothing for its addresses in the fabric.
+    pub(in crate::prove) fn host_input(&self, from: &Link) -> Spec {
+        let mut spec = Spec::default();
+        if self.is_wire(from) {
+            held(&mut spec);
+            self.rights_to(&Place::Host).for_each(|right| opened(right, Var::Saddr, |class| class, &mut spec));
+            return spec;
+        }
+        if self.is_leg(from) {
+            return known();
+        }
+        if from.index == LO {
+            return Spec::everything();
+        }
+        let ours = self.ours_on_host();
+        for ip in Ip::BOTH {
+            let others = super::whole(ip).without(&ours(ip));
+            spec.must(Outcome::Accept, Class::every(ip).with(Var::Daddr, &others));
+        }
+        spec
+    }
+
+    /// What the host sends: into its wire along its edges, elsewhere whatever it likes.
+    pub(in crate::prove) fn host_output(&self, by: &Link) -> Spec {
+        if !self.is_wire(by) {
+            return Spec::everything();
+        }
+        let mut spec = Spec::default();
+        held(&mut spec);
+        self.rights_from(&Place::Host).for_each(|right| opened(right, Var::Daddr, |class| class, &mut spec));
+        spec
+    }
+
+    /// What the host forwards: nothing by its own wire; from the leg to the outside, and answers back; of everybody else
+    /// what it forwarded before us.
+    pub(in crate::prove) fn host_forward(&self, from: &Link, by: &Link) -> Spec {
+        let mut spec = Spec::default();
+        if self.is_wire(from) || self.is_wire(by) {
+            return spec;
+        }
+        if self.is_leg(from) {
+            Ip::BOTH.into_iter().for_each(|ip| self.from_leg(ip, &mut spec));
+            return spec;
+        }
+        if self.is_leg(by) {
+            return known();
+        }
+        for ip in Ip::BOTH {
+            if !self.was_off(ip, from, by) {
+                spec.must(Outcome::Accept, Class::every(ip));
+            }
+        }
+        spec
+    }
+
+    /// Who may go where, the gateway has asked: here an address of the host never, what some service may reach always.
+    fn from_leg(&self, ip: Ip, spec: &mut Spec) {
+        let ours = self.ours_on_host()(ip);
+        let local = addresses(ip, self.host.addresses.iter().copied()).or(&ours);
+        let services = || self.graph.services();
+        let far = services()
+            .flat_map(|service| self.ways_out(service, ip))
+            .fold(Numbers::new(vec![]), |all, way| all.or(&way.far));
+        let asks = services().any(|service| service.dns == crate::graph::Dns::Direct);
+        let resolver = self.resolver(ip).map_or(Numbers::new(vec![]), Numbers::one);
+        let must = if asks { far.or(&resolver) } else { far };
+        let must = must.without(&local);
+        if !must.is_empty() {
+            spec.must(Outcome::Accept, Class::every(ip).with(Var::Daddr, &must));
+        }
+        // What is public, though no service may go there; and the prefixes that somebody may reach on some port.
+        let only = services().flat_map(|service| service.outbound.lan_only.iter().map(|(prefix, _)| prefix));
+        let beyond = self.remote(ip).or(&self.lan(ip)).or(&super::prefixes(ip, only)).or(&resolver).without(&local);
+        // The pools' other addresses are not to be had from here by any route.
+        spec.may(Outcome::Accept, Class::every(ip).with(Var::Daddr, &beyond));
+    }
+
+    /// Whether forwarding between two links that are not ours was off, and is on because of the leg.
+    fn was_off(&self, ip: Ip, from: &Link, by: &Link) -> bool {
+        let off = |path: &str| self.host.original(path) == Some("0");
+        let ours = |link: &Link| link.group == crate::desired::GROUP;
+        match ip {
+            _ if !self.has_leg() => false,
+            // One switch for all links there.
+            Ip::V6 => {
+                let switched = off("net/ipv6/conf/all/forwarding") && !self.host.uplinks6.is_empty();
+                switched && !ours(from) && !ours(by)
+            }
+            _ => {
+                let link = self.host.uplinks4.contains(&from.name);
+                let switched = off(&format!("net/ipv4/conf/{}/forwarding", from.name));
+                off("net/ipv4/ip_forward") && link && switched && !ours(by)
+            }
+        }
+    }
+
+    /// What comes from the gateway leaves with the host's own source.
+    pub(in crate::prove) fn host_postrouting(&self, by: &Link) -> Spec {
+        if !self.has_leg() || self.is_wire(by) {
+            return Spec::everything();
+        }
+        let mut spec = Spec::default();
+        for ip in Ip::BOTH {
+            let new = states(&Class::every(ip), &[Ct::New]);
+            let from = addresses(ip, self.addresses.leg_gateway().iter());
+            let these = new.narrowed(Var::Saddr, &from);
+            let rest = these.as_ref().map_or(vec![Class::every(ip)], |these| Class::every(ip).without(these));
+            rest.into_iter().for_each(|class| spec.must(Outcome::Accept, class));
+            these.into_iter().for_each(|class| spec.must(Outcome::Masquerade, class));
+        }
+        spec
+    }
+}
+
+/// What a connection brings, whatever it is.
+fn known() -> Spec {
+    let mut spec = Spec::default();
+    for ip in Ip::BOTH {
+        spec.must(Outcome::Accept, states(&Class::every(ip), &[ESTABLISHED, RELATED].concat()));
+    }
+    spec
+}

@@ -1,0 +1,248 @@
+//! The first lock: what a wire may send, and into which wire it goes.
+
+use super::{Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_ports, to_ports};
+use crate::graph::Service;
+use crate::port::Protocol;
+use crate::prove::class::{Class, Ip, Var};
+use crate::prove::machine::Outcome;
+use crate::prove::numbers::Numbers;
+use crate::topology::{Place, uses_uplink};
+
+/// Untagged, with whole addresses, and without a routing header.
+fn frames(ip: Ip) -> Class {
+    let tags = Numbers::range(0, 0xffff).without(&Numbers::each([0x8100, 0x88a8]));
+    let frames = Class::every(ip).with(Var::Link, &tags).with(Var::NetLen, &at_least(ip.header()));
+    frames.with(Var::RtHeader, &Numbers::one(0))
+}
+
+/// No part of a datagram.
+fn unparted(class: &Class) -> Class {
+    match class.ip() {
+        Ip::V4 => class.with(Var::Frag, &Numbers::masked(16, 0x3fff, 0).expect("few ranges")),
+        _ => class.with(Var::FragHeader, &Numbers::one(0)),
+    }
+}
+
+fn between(class: &Class, from: u128, to: u128) -> Class {
+    class.with(Var::Saddr, &Numbers::one(from)).with(Var::Daddr, &Numbers::one(to))
+}
+
+/// Anything but SYN without ACK.
+fn no_opening() -> Numbers {
+    Numbers::range(0, 0xff).without(&Numbers::masked(8, 0x12, 0x02).expect("few ranges"))
+}
+
+/// The side of a flow that sends an error about it.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Side {
+    Client,
+    Server,
+}
+
+impl Facts<'_> {
+    /// What the panel ought to do with what comes out of the wire of `place`.
+    pub(in crate::prove) fn panel(&self, place: &Place) -> Spec {
+        let mut spec = Spec::default();
+        for right in self.rights_from(place) {
+            self.along(right, &mut spec);
+        }
+        for right in self.rights_to(place) {
+            self.back(right, &mut spec);
+        }
+        for ip in Ip::BOTH {
+            self.errors(place, ip, Side::Client, &mut spec);
+            self.errors(place, ip, Side::Server, &mut spec);
+        }
+        match place {
+            Place::Service(name) => {
+                let service = self.graph.service(name.as_str());
+                service.into_iter().for_each(|service| self.out(place, service, &mut spec));
+            }
+            Place::Uplink => self.graph.services().for_each(|service| self.in_again(service, &mut spec)),
+            Place::Host => {}
+        }
+        spec
+    }
+
+    fn into_wire(&self, place: &Place) -> Option<Outcome> {
+        self.wires.get(place).map(|index| Outcome::Forward(*index))
+    }
+
+    /// From the client to the server.
+    fn along(&self, right: &Right, spec: &mut Spec) {
+        let Some(to) = self.into_wire(&right.to) else { return };
+        for (ip, client, server) in &right.ends {
+            let class = between(&unparted(&frames(*ip)), *client, *server);
+            spec.must(to, to_ports(&class, right.ports));
+            if !right.is_resolver {
+                spec.must(to, echo_request(&class));
+            }
+        }
+    }
+
+    /// From the server to the client.
+    fn back(&self, right: &Right, spec: &mut Spec) {
+        let Some(to) = self.into_wire(&right.from) else { return };
+        for (ip, client, server) in &right.ends {
+            let class = between(&unparted(&frames(*ip)), *server, *client);
+            let answers = from_ports(&class, right.ports);
+            let answers = match right.ports.protocol() {
+                Protocol::Tcp => answers.with(Var::Len, &at_least(14)).with(Var::Flags, &no_opening()),
+                Protocol::Udp => answers,
+            };
+            spec.must(to, answers);
+            if !right.is_resolver {
+                spec.must(to, echo_reply(&class));
+            }
+        }
+    }
+
+    /// Errors of `place` about packets of the other end. To another one with whom it has such a flow they may go: its
+    /// connection tracking knows that it is not the one they are about.
+    fn errors(&self, place: &Place, ip: Ip, side: Side, spec: &mut Spec) {
+        let rights: Vec<&Right> = match side {
+            Side::Client => self.rights_from(place).collect(),
+            Side::Server => self.rights_to(place).collect(),
+        };
+        let flows = rights.iter().flat_map(|right| {
+            let ends = right.ends.iter().filter(|(version, ..)| *version == ip);
+            ends.filter_map(|(_, client, server)| {
+                let (here, there, other) = match side {
+                    Side::Client => (*client, *server, &right.to),
+                    Side::Server => (*server, *client, &right.from),
+                };
+                let (protocol, ports) = (right.ports.protocol(), super::range(right.ports));
+                Some(Flow { here, there, out: self.into_wire(other)?, protocol, ports })
+            })
+        });
+        let flows: Vec<Flow> = flows.collect();
+        let Some(speaks) = self.speaks(place, ip) else { return };
+        for flow in &flows {
+            let class = flow.errors(ip, side, &speaks).with(Var::Daddr, &Numbers::one(flow.there));
+            spec.must(flow.out, class.with(Var::EmbSaddr, &Numbers::one(flow.there)));
+        }
+        for piece in pieces(&flows) {
+            for flow in flows.iter().filter(|flow| flow.is_part(&piece)) {
+                let class = flow.errors(ip, side, &speaks).with(Var::Daddr, &Numbers::one(flow.there));
+                let port = if side == Side::Client { Var::EmbSport } else { Var::EmbDport };
+                spec.may(flow.out, class.with(port, &piece.ports).with(Var::EmbSaddr, &piece.others));
+            }
+        }
+    }
+
+    /// The addresses as which a place may send errors.
+    fn speaks(&self, place: &Place, ip: Ip) -> Option<Numbers> {
+        let own = Numbers::one(self.own(place, ip)?);
+        Some(if *place == Place::Uplink { own.or(&self.resolver_asked(ip)) } else { own })
+    }
+
+    /// From a service to the gateway.
+    fn out(&self, place: &Place, service: &Service, spec: &mut Spec) {
+        let Some(to) = self.into_wire(&Place::Uplink).filter(|_| uses_uplink(service)) else { return };
+        for ip in Ip::BOTH {
+            let Some(own) = self.own(place, ip) else { continue };
+            let class = frames(ip).with(Var::Saddr, &Numbers::one(own));
+            for way in self.ways_out(service, ip) {
+                let class = match way.ports {
+                    Some(ports) => to_ports(&unparted(&class), ports),
+                    None => class.clone(),
+                };
+                self.way(&class, Var::Daddr, &way, to, spec);
+            }
+        }
+    }
+
+    /// From the gateway to a service.
+    fn in_again(&self, service: &Service, spec: &mut Spec) {
+        let place = Place::Service(service.name.clone());
+        let Some(to) = self.into_wire(&place).filter(|_| uses_uplink(service)) else { return };
+        for ip in Ip::BOTH {
+            let Some(own) = self.own(&place, ip) else { continue };
+            let class = frames(ip).with(Var::Daddr, &Numbers::one(own));
+            for way in self.ways_out(service, ip) {
+                let class = match way.ports {
+                    Some(ports) => from_ports(&unparted(&class), ports),
+                    None => class.clone(),
+                };
+                self.way(&class, Var::Saddr, &way, to, spec);
+            }
+            // Of whatever router; of the pool's addresses the gateway's own alone.
+            let routers = super::whole(ip).without(&self.pool(ip));
+            let routers = self.speaks(&Place::Uplink, ip).map_or(routers.clone(), |own| routers.or(&own));
+            spec.must(to, errors(&unparted(&class)).with(Var::Saddr, &routers));
+        }
+    }
+
+    /// What leads out or back by `way`. The panel tells public addresses, not remote ones, and does not ask whether the
+    /// kernel makes sense of a datagram that it knows by its addresses: what goes too far ends in the gateway.
+    fn way(&self, class: &Class, far: Var, way: &super::WayOut, to: Outcome, spec: &mut Spec) {
+        spec.may(to, class.with(far, &way.beyond));
+        if let Some(class) = class.narrowed(far, &way.far) {
+            spec.must(to, class.with(Var::Sense, &Numbers::one(1)));
+        }
+    }
+}
+
+/// A flow as one end of it sees it.
+struct Flow {
+    here: u128,
+    there: u128,
+    out: Outcome,
+    protocol: Protocol,
+    ports: Numbers,
+}
+
+impl Flow {
+    /// ICMP errors that embed a packet of the other end.
+    fn errors(&self, ip: Ip, side: Side, speaks: &Numbers) -> Class {
+        let (header, version) = match ip {
+            Ip::V4 => (20, Numbers::one(0x45)),
+            _ => (40, Numbers::range(0x60, 0x6f)),
+        };
+        // The packet came from there to here: its ports stand behind the embedded header.
+        let (port, end) = match side {
+            Side::Client => (Var::EmbSport, 8 + header + 2),
+            Side::Server => (Var::EmbDport, 8 + header + 4),
+        };
+        let class = errors(&unparted(&frames(ip))).with(Var::Saddr, speaks).with(Var::Len, &at_least(end));
+        let class = class.with(Var::EmbVersion, &version).with(Var::EmbDaddr, &Numbers::one(self.here));
+        let class = class.with(Var::EmbProto, &Numbers::one(self.protocol.number().into()));
+        class.with(port, &self.ports)
+    }
+
+    fn is_part(&self, piece: &Piece) -> bool {
+        self.here == piece.here && self.protocol == piece.protocol && piece.ports.is_within(&self.ports)
+    }
+}
+
+/// Ports between which no flow begins or ends, and everybody who has a flow with them.
+struct Piece {
+    here: u128,
+    protocol: Protocol,
+    ports: Numbers,
+    others: Numbers,
+}
+
+fn pieces(flows: &[Flow]) -> Vec<Piece> {
+    let mut kinds: Vec<(u128, Protocol)> = flows.iter().map(|flow| (flow.here, flow.protocol)).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let mut pieces = Vec::new();
+    for (here, protocol) in kinds {
+        let same: Vec<&Flow> = flows.iter().filter(|flow| flow.here == here && flow.protocol == protocol).collect();
+        let ends = same.iter().flat_map(|flow| flow.ports.ranges()).flat_map(|(lo, hi)| [*lo, hi + 1]);
+        let mut cuts: Vec<u128> = ends.collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        for (start, end) in cuts.iter().zip(cuts.iter().skip(1)) {
+            let ports = Numbers::range(*start, end - 1);
+            let there = same.iter().filter(|flow| ports.is_within(&flow.ports)).map(|flow| flow.there);
+            let others = Numbers::each(there);
+            // Where there is one alone, it is the one that they are about.
+            if !others.is_empty() && others.only().is_none() {
+                pieces.push(Piece { here, protocol, ports, others });
+            }
+        }
+    }
+    pieces
+}

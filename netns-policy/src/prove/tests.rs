@@ -1,0 +1,1 @@
+//! The proof against the interpreter.
