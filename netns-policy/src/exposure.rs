@@ -57,6 +57,14 @@ pub enum Way {
 }
 
 impl Way {
+    /// The port outside, for ways that have one of their own.
+    pub fn external(&self) -> Option<u16> {
+        match self {
+            Self::Lan { external } | Self::Onion { external, .. } | Self::Port { external } => Some(*external),
+            Self::Clearnet { .. } | Self::WireGuard { .. } => None,
+        }
+    }
+
     /// The word for it in the language.
     pub fn word(&self) -> &'static str {
         match self {

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::exposure::Exposure;
 use crate::name::{NetworkName, PeerName, PortName, ServiceName, Tag};
-use crate::never::Never;
+use crate::never::{Expectation, Never};
 use crate::port::{Ports, Protocol};
 
 /// A place in a file that the operator wrote: what messages and `why` point at.
@@ -119,6 +119,39 @@ impl fmt::Display for Edge {
     }
 }
 
+/// A right to open a unix socket: from, to, which. Directed.
+///
+/// A socket that has a path does not end at a network namespace, so no rule of the fabric can hold it: whoever sees the
+/// path and may write to it can open it. The edge says who ought to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SocketEdge {
+    /// Who may open it.
+    pub from: ServiceName,
+    /// Whose socket it is.
+    pub to: ServiceName,
+    /// Its name there.
+    pub name: PortName,
+    /// Where it lies.
+    pub path: String,
+    /// What made it: [`Cause::Written`] or [`Cause::Tag`].
+    pub cause: Cause,
+    /// Where it is written (the first place, when several say the same).
+    pub at: Location,
+}
+
+impl SocketEdge {
+    /// What makes two edges the same edge: everything but where it was written and why.
+    pub fn key(&self) -> (&ServiceName, &ServiceName, &PortName) {
+        (&self.from, &self.to, &self.name)
+    }
+}
+
+impl fmt::Display for SocketEdge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}:unix:{}", self.from, self.to, self.name)
+    }
+}
+
 /// `[network]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Network {
@@ -170,7 +203,7 @@ impl Outbound {
 }
 
 /// How names are resolved inside a service.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Dns {
     /// Through the uplink, by `[network] resolvers` or the host's resolvers.
     Direct,
@@ -184,7 +217,7 @@ pub enum Dns {
 }
 
 /// What a denied connection meets.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Denied {
     /// Silence.
     Drop,
@@ -220,6 +253,8 @@ pub struct Service {
     pub unit: Option<String>,
     /// Its ports by name.
     pub ports: BTreeMap<PortName, Ports>,
+    /// Its unix sockets by name: where each lies.
+    pub sockets: BTreeMap<PortName, String>,
     /// Ports that may never be exposed beyond the machine.
     pub private: BTreeSet<PortName>,
     /// Its tags.
@@ -285,6 +320,10 @@ pub(crate) struct Written {
     pub(crate) nevers: Vec<Never>,
     /// Services with `enabled = false`.
     pub(crate) disabled: BTreeSet<ServiceName>,
+    /// Who may open whose unix sockets: no rule of the fabric can say anything about them.
+    pub(crate) sockets: Vec<SocketEdge>,
+    /// `[[test]]`, which all hold.
+    pub(crate) tests: Vec<Expectation>,
 }
 
 impl AllowGraph {
@@ -316,6 +355,20 @@ impl AllowGraph {
     /// Every edge inside the fabric, ordered by from, to and ports; no two have the same [`Edge::key`].
     pub fn edges(&self) -> &[Edge] {
         &self.edges
+    }
+
+    /// Every right to open a unix socket, ordered by from, to and name; no two have the same [`SocketEdge::key`]. It is
+    /// the business of whoever gives a service its mounts to hold them; nothing here does.
+    pub fn sockets(&self) -> &[SocketEdge] {
+        &self.written.sockets
+    }
+
+    /// The unix sockets that `service` may open.
+    pub fn sockets_from(&self, service: &ServiceName) -> &[SocketEdge] {
+        let all = self.sockets();
+        let first = all.partition_point(|socket| socket.from < *service);
+        let count = all[first..].partition_point(|socket| socket.from == *service);
+        &all[first..first + count]
     }
 
     /// Every way in from outside, ordered by service.
@@ -350,18 +403,22 @@ impl AllowGraph {
         self.nowhere() == other.nowhere()
     }
 
-    fn nowhere(&self) -> Self {
+    pub(crate) fn nowhere(&self) -> Self {
         let nowhere = || Location { file: String::new(), line: 0, column: 0 };
         let mut graph = self.clone();
         for service in graph.services.values_mut() {
             service.at = nowhere();
-            service.outbound.at = service.outbound.at.as_ref().map(|_| nowhere());
+            service.outbound.at = None;
         }
         graph.peers.values_mut().for_each(|peer| peer.at = nowhere());
         graph.edges.iter_mut().for_each(|edge| edge.at = nowhere());
         graph.exposures.iter_mut().for_each(|exposure| exposure.at = nowhere());
+        graph.written.sockets.iter_mut().for_each(|socket| socket.at = nowhere());
         graph.written.nevers.iter_mut().for_each(|never| never.at = nowhere());
         graph.written.nevers.sort();
+        graph.written.nevers.dedup();
+        graph.written.tests.sort();
+        graph.written.tests.dedup();
         graph
     }
 

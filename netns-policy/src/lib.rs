@@ -69,6 +69,8 @@
 extern crate self as netns_policy;
 
 pub mod address;
+pub mod ask;
+pub mod canonical;
 pub mod changes;
 pub mod cut;
 pub mod desired;

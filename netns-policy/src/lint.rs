@@ -9,6 +9,7 @@ use crate::port::Protocol;
 use crate::resolve::Spans;
 use crate::resolve::merge::Policy;
 use crate::syntax::findings::{Draft, Findings};
+use crate::syntax::service::Trusted;
 
 /// Adds the warnings about a finished graph.
 pub(crate) fn lint(policy: &Policy, graph: &AllowGraph, spans: &Spans, out: &mut Findings) {
@@ -21,6 +22,8 @@ pub(crate) fn lint(policy: &Policy, graph: &AllowGraph, spans: &Spans, out: &mut
     lint.lan_is_nothing();
     lint.ssh_from_services();
     lint.around_tor();
+    lint.datagrams_over_tor();
+    lint.challenge_without_port();
 }
 
 struct Lint<'a> {
@@ -40,14 +43,15 @@ impl<'a> Lint<'a> {
         for service in self.graph.services() {
             if let Some(first) = seen.insert(skeleton(service.name.as_str()), service) {
                 let message = format!("{} and {} are easily taken for each other", first.name, service.name);
-                let draft = Draft::new("W0215", self.spans.at(&service.at), message);
-                self.out.add(draft.second(self.spans.at(&first.at), "the other one").help("rename one of them"));
+                let (first, again) = self.spans.at(&service.at).in_order(self.spans.at(&first.at));
+                let draft = Draft::new("W0215", again, message).second(first, "the other one");
+                self.out.add(draft.help("rename one of them"));
             }
         }
     }
 
     fn overlapping_ports(&mut self) {
-        for service in self.policy.services.iter().filter(|service| service.enabled) {
+        for service in self.policy.services.iter().filter(|service| service.is_enabled()) {
             let ports: Vec<_> =
                 service.ports.iter().filter_map(|d| d.port.as_ref().map(|(n, p)| (d.name.at, n, *p))).collect();
             for (index, (at, name, ports_here)) in ports.iter().enumerate() {
@@ -67,6 +71,12 @@ impl<'a> Lint<'a> {
         for edge in self.graph.edges() {
             used.extend(origin_name(edge).into_iter().chain(target_name(edge)));
         }
+        for socket in self.graph.sockets() {
+            used.extend([&socket.from, &socket.to]);
+        }
+        // Of those who asked, their asks tell.
+        let asks = self.policy.services.iter().filter(|service| !service.wants.is_empty());
+        used.extend(asks.filter_map(|service| service.name.as_ref()));
         let alone = |service: &&Service| !used.contains(&service.name) && service.outbound.stays_inside();
         for service in self.graph.services().filter(alone) {
             let message = format!("{} reaches nobody, and nobody reaches it", service.name);
@@ -127,15 +137,60 @@ impl<'a> Lint<'a> {
 
     /// A service that may only go out through tor, next to one that would carry its traffic.
     fn around_tor(&mut self) {
-        for edge in self.graph.edges().iter().filter(|edge| edge.cause != Cause::Tor) {
-            let (Some(from), Some(to)) = (origin_name(edge), target_name(edge)) else {
-                continue;
-            };
+        let edges = self.graph.edges().iter().filter(|edge| edge.cause != Cause::Tor);
+        let edges = edges.filter_map(|edge| Some((origin_name(edge)?, target_name(edge)?, &edge.at)));
+        let sockets = self.graph.sockets().iter().map(|socket| (&socket.from, &socket.to, &socket.at));
+        for (from, to, at) in edges.chain(sockets) {
             let service = |name: &ServiceName| self.graph.service(name.as_str());
             let tor_only = service(from).is_some_and(|from| from.outbound.tor && from.outbound.stays_inside());
-            if tor_only && service(to).is_some_and(|to| to.outbound.reaches_wan() && !to.is_tor) {
+            if tor_only
+                && !self.is_acknowledged(from, to)
+                && service(to).is_some_and(|to| to.outbound.reaches_wan() && !to.is_tor)
+            {
                 let message = format!("{from} goes out through tor only, but may reach {to}, which goes out directly");
-                self.warn("W0807", &edge.at, message, "the neighbour could carry its traffic out");
+                let help = format!(
+                    "the neighbour could carry its traffic out; if it does not, write `via_ok = [\"{to}\"]` in `[service.{from}]`"
+                );
+                self.warn("W0807", at, message, &help);
+            }
+        }
+    }
+
+    /// Whether the operator has said of this neighbour that it carries nothing out.
+    fn is_acknowledged(&self, from: &ServiceName, to: &ServiceName) -> bool {
+        let written = self.policy.services.iter().find(|service| service.text == from.as_str());
+        written.is_some_and(|service| {
+            service.via_ok.iter().any(|trusted| match &trusted.value {
+                Trusted::Everybody => true,
+                Trusted::Service(name) => name == to.as_str(),
+            })
+        })
+    }
+
+    /// A service whose datagrams would stay behind.
+    fn datagrams_over_tor(&mut self) {
+        let only_tor = |service: &&Service| service.outbound.tor && service.outbound.stays_inside();
+        for service in self.graph.services().filter(only_tor) {
+            let udp = service.ports.iter().find(|(_, ports)| ports.protocol() == Protocol::Udp);
+            if let Some((port, _)) = udp {
+                let at = service.outbound.at.as_ref().unwrap_or(&service.at);
+                let message = format!("{} speaks UDP (`{port}`), and goes out through tor only", service.name);
+                self.warn("W0808", at, message, "Tor carries TCP only: what it sends outside by UDP goes nowhere");
+            }
+        }
+    }
+
+    /// The certificate authority asks on port 80 for what http-01 puts there (RFC 8555, section 8.3).
+    fn challenge_without_port(&mut self) {
+        let exposures = self.graph.exposures();
+        let at_80 = exposures.iter().any(|exposure| matches!(exposure.way, Way::Port { external: 80 }));
+        let asked =
+            |way: &Way| matches!(way, Way::Clearnet { challenge: Some(challenge), .. } if challenge == "http-01");
+        for exposure in exposures.iter().filter(|exposure| asked(&exposure.way) && !at_80) {
+            if !exposure.ports.covers(Protocol::Tcp, 80) {
+                let message = format!("{} proves its name by http-01, and port 80 is not exposed", exposure.service);
+                let help = "expose it, `expose.port.ports = { \"80\" = ... }`, or write `challenge = \"tls-alpn-01\"`";
+                self.warn("W0610", &exposure.at, message, help);
             }
         }
     }

@@ -112,8 +112,12 @@ name!(
     NetworkName, |_| Ok(())
 );
 name!(
-    /// The name of a port of a service, such as `rpc`.
+    /// The name of a port or of a unix socket of a service, such as `rpc`.
     PortName, |_| Ok(())
+);
+name!(
+    /// The name of a fragment: a file that may define services and ask for edges, and open none.
+    FragmentName, |_| Ok(())
 );
 name!(
     /// A tag: `connect."@web"` means every service that has the tag `web`.

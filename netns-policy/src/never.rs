@@ -3,13 +3,14 @@
 //! An invariant can refuse a policy and does nothing else. Every [`AllowGraph`] holds all of its own.
 //!
 //! A chain is what an attacker could walk, one service after the other: `wan -> nginx:http -> mempool:http`. Which port
-//! he comes in by does not matter to where he goes on to. `hops` counts the edges of the chain, the way in included.
+//! he comes in by does not matter to where he goes on to. `hops` counts the edges of the chain, the way in included. To
+//! open a unix socket is a step like any other.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::exposure::{Exposure, Way};
-use crate::graph::{AllowGraph, Edge, Location, Origin, Target};
-use crate::name::{PeerName, ServiceName};
+use crate::graph::{AllowGraph, Edge, Location, Origin, SocketEdge, Target};
+use crate::name::{PeerName, PortName, ServiceName};
 use crate::port::Ports;
 
 /// One `[[never]]`, looked up.
@@ -21,8 +22,8 @@ pub struct Never {
     pub(crate) path: Option<u32>,
     pub(crate) from: BTreeSet<Start>,
     pub(crate) to: BTreeSet<Goal>,
-    /// Services that are trusted: they are no start, and no chain goes through them.
-    pub(crate) except: BTreeSet<ServiceName>,
+    /// Who is trusted: services, and the host. They are no start, and no chain goes through them.
+    pub(crate) except: BTreeSet<Origin>,
     /// Where it stands.
     pub at: Location,
 }
@@ -31,7 +32,7 @@ pub struct Never {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Start {
     Inside(Origin),
-    /// Through `lan` exposures.
+    /// Through `lan` exposures, and through all others that stand on ports of the machine.
     Lan,
     /// Through what is exposed to this peer.
     Peer(PeerName),
@@ -44,10 +45,21 @@ pub(crate) enum Start {
 /// Where a forbidden chain would end.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Goal {
-    /// These ports, or any.
+    /// These ports, or anything.
     Inside(Target, Option<Ports>),
     Lan,
+    /// This unix socket.
+    Socket(ServiceName, PortName),
     Wan,
+}
+
+/// One `[[test]]`, looked up: what it names, in the numbers that the names stand for.
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Expectation {
+    pub(crate) from: String,
+    pub(crate) can: BTreeSet<String>,
+    pub(crate) cannot: BTreeSet<String>,
+    pub(crate) name: Option<String>,
 }
 
 /// A chain that an invariant forbids.
@@ -71,8 +83,8 @@ impl Never {
     pub fn breaches(&self, graph: &AllowGraph) -> Vec<Breach> {
         let mut walk = Walk::new(self, graph);
         self.from.iter().for_each(|start| walk.begin(start));
-        while let Some(service) = walk.next.pop_front().filter(|_| self.path.is_some()) {
-            walk.go_on(service);
+        while let Some(place) = walk.next.pop_front().filter(|_| self.path.is_some()) {
+            walk.go_on(&place);
         }
         walk.found
     }
@@ -86,16 +98,22 @@ impl Never {
         });
         about.any(|goal| goal.is_none_or(|goal| goal.overlaps(&ports)))
     }
+
+    fn forbids_socket(&self, socket: &SocketEdge) -> bool {
+        self.to.contains(&Goal::Socket(socket.to.clone(), socket.name.clone()))
+            || self.to.contains(&Goal::Inside(Target::Service(socket.to.clone()), None))
+    }
 }
 
 struct Walk<'a> {
     never: &'a Never,
     graph: &'a AllowGraph,
-    /// The shortest chain to every service that can be reached.
-    seen: BTreeMap<&'a ServiceName, Vec<String>>,
-    next: VecDeque<&'a ServiceName>,
+    /// The shortest chain to everybody who can be reached.
+    seen: BTreeMap<Origin, Vec<String>>,
+    next: VecDeque<Origin>,
     /// Last steps that are in `found`: edges, and ways out.
     reported: BTreeSet<(&'a Origin, &'a Target, Ports)>,
+    opened: BTreeSet<(&'a ServiceName, &'a ServiceName, &'a PortName)>,
     left: BTreeSet<(&'a ServiceName, &'static str)>,
     found: Vec<Breach>,
 }
@@ -103,18 +121,13 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn new(never: &'a Never, graph: &'a AllowGraph) -> Self {
         let (seen, next, found) = (BTreeMap::new(), VecDeque::new(), Vec::new());
-        Self { never, graph, seen, next, reported: BTreeSet::new(), left: BTreeSet::new(), found }
+        let (reported, opened, left) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Self { never, graph, seen, next, reported, opened, left, found }
     }
 
     fn begin(&mut self, start: &'a Start) {
         match start {
-            Start::Inside(Origin::Service(service)) => {
-                if !self.never.except.contains(service) {
-                    self.edges(&Origin::Service(service.clone()), &[service.to_string()]);
-                    self.outside(service, &[service.to_string()]);
-                }
-            }
-            Start::Inside(Origin::Host) => self.edges(&Origin::Host, &["host".to_owned()]),
+            Start::Inside(origin) => self.steps(origin, &[origin.to_string()]),
             outside => {
                 for exposure in self.graph.exposures.iter().filter(|exposure| outside.comes_through(exposure)) {
                     self.enter(outside, exposure);
@@ -128,16 +141,26 @@ impl<'a> Walk<'a> {
         if self.never.forbids(&Target::Service(exposure.service.clone()), exposure.ports) {
             self.found.push(Breach { chain: chain.clone(), at: exposure.at.clone() });
         }
-        self.reach(&exposure.service, chain);
+        self.reach(Origin::Service(exposure.service.clone()), chain);
     }
 
-    fn go_on(&mut self, service: &'a ServiceName) {
-        let chain = self.seen.get(service).cloned().unwrap_or_default();
+    fn go_on(&mut self, place: &Origin) {
+        let chain = self.seen.get(place).cloned().unwrap_or_default();
         // One name more than steps so far: another step makes as many steps as there are names now.
-        let more = self.never.path.is_some_and(|hops| chain.len() <= hops as usize);
-        if more && !self.never.except.contains(service) {
-            self.edges(&Origin::Service(service.clone()), &chain);
-            self.outside(service, &chain);
+        if self.never.path.is_some_and(|hops| chain.len() <= hops as usize) {
+            self.steps(place, &chain);
+        }
+    }
+
+    /// Every step that can be taken from `place`, which `chain` leads to.
+    fn steps(&mut self, place: &Origin, chain: &[String]) {
+        if self.never.except.contains(place) {
+            return;
+        }
+        self.edges(place, chain);
+        if let Origin::Service(service) = place {
+            self.sockets(service, chain);
+            self.outside(service, chain);
         }
     }
 
@@ -147,9 +170,25 @@ impl<'a> Walk<'a> {
             if self.never.forbids(&edge.to, edge.ports) && self.reported.insert(edge.key()) {
                 self.found.push(Breach { chain: longer(edge), at: edge.at.clone() });
             }
-            match &edge.to {
-                Target::Service(service) if !self.seen.contains_key(service) => self.reach(service, longer(edge)),
-                _ => {}
+            let there = match &edge.to {
+                Target::Service(service) => Origin::Service(service.clone()),
+                Target::Host => Origin::Host,
+            };
+            if !self.seen.contains_key(&there) {
+                self.reach(there, longer(edge));
+            }
+        }
+    }
+
+    fn sockets(&mut self, origin: &ServiceName, chain: &[String]) {
+        for socket in self.graph.sockets_from(origin) {
+            let longer = || chain.iter().cloned().chain([format!("{}:unix:{}", socket.to, socket.name)]).collect();
+            if self.never.forbids_socket(socket) && self.opened.insert(socket.key()) {
+                self.found.push(Breach { chain: longer(), at: socket.at.clone() });
+            }
+            let there = Origin::Service(socket.to.clone());
+            if !self.seen.contains_key(&there) {
+                self.reach(there, longer());
             }
         }
     }
@@ -170,10 +209,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn reach(&mut self, service: &'a ServiceName, chain: Vec<String>) {
-        if let std::collections::btree_map::Entry::Vacant(entry) = self.seen.entry(service) {
+    fn reach(&mut self, place: Origin, chain: Vec<String>) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.seen.entry(place.clone()) {
             entry.insert(chain);
-            self.next.push_back(service);
+            self.next.push_back(place);
         }
     }
 }
@@ -188,7 +227,8 @@ fn target_text(edge: &Edge) -> String {
 impl Start {
     pub(crate) fn comes_through(&self, exposure: &Exposure) -> bool {
         match (self, &exposure.way) {
-            (Self::Lan, way) => matches!(way, Way::Lan { .. }),
+            // What the world reaches at the machine's address, its neighbours reach too.
+            (Self::Lan, way) => matches!(way, Way::Clearnet { .. } | Way::Lan { .. } | Way::Port { .. }),
             (Self::Peers, way) => matches!(way, Way::WireGuard { .. }),
             (Self::Wan, way) => !matches!(way, Way::Lan { .. }),
             (Self::Peer(peer), Way::WireGuard { peers: allowed } | Way::Onion { clients: allowed, .. }) => {

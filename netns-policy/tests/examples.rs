@@ -48,7 +48,7 @@ fn nix_bitcoin_has_26_true_edges_and_10_to_tor() {
 
 #[test]
 fn umbrel_has_63_apps_with_93_edges() {
-    let Checked { graph, warnings } =
+    let Checked { graph, warnings, .. } =
         parse(Source::toml("umbrel.toml", include_str!("../../examples/policies/umbrel.toml")));
     let apps: std::collections::BTreeSet<_> = graph.edges().iter().map(|edge| &edge.from).collect();
     assert_eq!(apps.len(), 63);

@@ -114,7 +114,13 @@ fn of_form() {
             ("none with something", &["E0110"], "[service.a]\noutbound = [\"none\", \"direct\"]\n"),
             ("never as a single table", &["E0110"], "[never]\nfrom = [\"a\"]\n"),
             ("limits of zero", &["E0110"], "[service.a]\nlimits = { flows = 0 }\n"),
-            ("a fragment", &["E0118", "E0118"], "fragment = \"x\"\n[service.a]\nwants.b = { ports = [\"rpc\"] }\n"),
+            ("an operator who asks", &["E0302"], "[service.a]\nwants.b = { ports = [\"rpc\"] }\n"),
+            ("an include", &["E0304"], "include = [\"more.toml\"]\n"),
+            (
+                "an onion service for nobody",
+                &["E0110"],
+                "[service.a]\nports.x = \"tcp:1\"\n[service.a.expose.onion]\nports = { \"80\" = \"x\" }\nclients = []\n"
+            ),
             ("not a unit", &["E0212"], "[service.a]\nunit = \"../a.service\"\n"),
         ])
     );
@@ -137,6 +143,7 @@ fn of_names() {
         ("peer named like a service", &["E0210"], "[service.a]\n[peer.a]\n"),
         ("one unit for two", &["E0225"], "[service.a]\nunit = \"x.service\"\n[service.b]\nunit = \"x.service\"\n"),
         ("was, and still is", &["E0229"], "[service.a]\nwas = \"b\"\n[service.b]\n"),
+        ("one name but for case and hyphens", &["E0212", "E0216"], "[service.a_b]\n[service.a-b]\n"),
     ]));
 }
 
@@ -199,6 +206,19 @@ fn of_several_files() {
                 file("a.toml", "network.name = \"n\"\ndefaults.outbound = \"none\"\n"),
                 file("b.toml", "defaults.outbound = [\"direct\"]\n"),
             ],
+        ),
+        shown(
+            "extensions that disagree",
+            &["E0307", "E0307"],
+            &[
+                file("a.toml", "network.name = \"n\"\n[service.x]\nunit = \"x.service\"\nports.p = \"tcp:1\"\n"),
+                file("b.toml", "[extend.x]\nunit = \"y.service\"\nports.p = \"tcp:2\"\n"),
+            ],
+        ),
+        shown(
+            "an extension of nobody",
+            &["E0306"],
+            &[file("a.toml", "network.name = \"n\"\n[service.electrs]\n"), file("b.toml", "[extend.elects]\n")],
         ),
         shown(
             "a file without a schema",
@@ -324,6 +344,42 @@ fn of_exposures() {
 const KEY: &str = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";
 
 #[test]
+fn of_sockets() {
+    let two = "[service.a]\n[service.b]\nsockets = { rpc = \"/run/b/rpc\" }\nports = { web = \"tcp:80\" }\n";
+    let long = format!("[service.c]\nsockets.x = \"/run/{}\"\n", "x".repeat(103));
+    let bodies = [
+        ("not from the root on", "E0231", "[service.c]\nsockets.x = \"run/x\"\n"),
+        ("not in its plain form", "E0231", "[service.c]\nsockets.x = \"/run/b/../../etc/x\"\n"),
+        ("a directory", "E0231", "[service.c]\nsockets.x = \"/run/x/\"\n"),
+        ("too long for the kernel", "E0231", &long),
+        ("abstract", "E0231", "[service.c]\nsockets.x = \"@x\"\n"),
+        ("what a unit file would part", "E0231", "[service.c]\nsockets.x = \"/run/x:/etc/shadow\"\n"),
+        ("the kernel's", "E0231", "[service.c]\nsockets.x = \"/proc/1/x\"\n"),
+        ("ours", "E0231", "[service.c]\nsockets.x = \"/run/nsctl/x\"\n"),
+        ("over a link", "E0231", "[service.c]\nsockets.x = \"/var/run/x\"\n"),
+        ("NUL", "E0102", "[service.c]\nsockets.x = \"/run/\\u0000\"\n"),
+        ("not a name", "E0212", "[service.c]\nsockets.X = \"/run/x\"\n"),
+        ("a path twice", "E0232", "[service.c]\nsockets.x = \"/run/b/rpc\"\n"),
+        ("open to an unknown service", "E0201", "[service.c]\nopen.bb = [\"rpc\"]\n"),
+        ("open to oneself", "E0203", "[service.c]\nsockets.x = \"/run/x\"\nopen.c = [\"x\"]\n"),
+        ("unknown socket", "E0230", "[service.c]\nopen.b = [\"rcp\"]\n"),
+        ("a port is no socket", "E0230", "[service.c]\nopen.b = [\"web\"]\n"),
+        ("a service without sockets", "E0230", "[service.c]\nopen.a = [\"rpc\"]\n"),
+        ("a socket is no port", "E0206", "[service.c]\nconnect.b = [\"unix:rpc\"]\n"),
+        ("never about an unknown socket", "E0230", "[[never]]\nfrom = [\"a\"]\nto = [\"b:unix:rcp\"]\n"),
+        (
+            "a socket that must never be",
+            "E0401",
+            "[service.c]\nopen.b = [\"rpc\"]\n[[never]]\nfrom = [\"c\"]\nto = [\"b:rpc\"]\n",
+        ),
+        ("a test about a socket", "E0403", "[[test]]\nfrom = \"a\"\ncan = [\"b:rpc\"]\n"),
+    ];
+    let bodies: Vec<_> = bodies.iter().map(|(title, code, body)| (*title, [*code], format!("{two}{body}"))).collect();
+    let cases: Vec<Case<'_>> = bodies.iter().map(|(title, codes, body)| (*title, &codes[..], body.as_str())).collect();
+    insta::assert_snapshot!(all(&cases));
+}
+
+#[test]
 fn of_peers_and_their_keys() {
     let same = format!("[peer.a]\nwireguard = \"{KEY}\"\n[peer.b]\nwireguard = \"{KEY}\"\n");
     let auth = format!("[peer.a]\nonion = \"{}:descriptor:x25519:{}\"\n", "a".repeat(56), "B".repeat(52));
@@ -332,6 +388,8 @@ fn of_peers_and_their_keys() {
         ("key not canonical", &["E0707"], &format!("[peer.a]\nwireguard = \"{}x=\"\n", &KEY[..42])),
         ("onion key malformed", &["E0608"], "[peer.a]\nonion = \"x25519:AAAA\"\n"),
         ("same key twice", &["E0704"], &same),
+        ("addresses of a peer", &["E0702"], "[peer.a]\nallowed_ips = [\"10.0.0.1/32\"]\n"),
+        ("all addresses for a peer", &["E0703"], "[peer.a]\nAllowedIPs = \"0.0.0.0/0, ::/0\"\n"),
         ("private key", &["E0705"], &format!("[peer.a]\nprivate_key = \"{KEY}\"\n")),
         ("private key in a table of it", &["E0705"], &format!("[peer.a]\nmy-private.key = \"{KEY}\"\n")),
         ("secret elsewhere", &["E0705"], &format!("[service.a]\nsecret = \"{KEY}\"\n")),
@@ -356,7 +414,7 @@ fn of_tor() {
             &["E0803"],
             "defaults.outbound = \"tor\"\n[service.tor]\nrole = \"tor\"\nports = { socks = \"tcp:9050\" }\n"
         ),
-        ("two of them", &["E0809"], &format!("{tor}[service.a]\nrole = \"tor\"\n")),
+        ("two of them", &["E0809"], &format!("{tor}[service.a]\nrole = \"tor\"\nports.socks = \"tcp:1\"\n")),
         ("without a socks port", &["E0204"], "[service.tor]\nrole = \"tor\"\nports = { sokcs = \"tcp:9050\" }\n"),
         ("without a dns port", &["E0204"], &format!("{tor}[service.a]\ndns = \"tor\"\n")),
     ]));
@@ -369,13 +427,15 @@ fn of_doubt() {
                 [service.rtl.expose.onion]\nports = { \"80\" = \"http\" }\n\
                 [service.off]\nenabled = false\ntags = [\"idle\"]\nports = { a = \"tcp:80\" }\n\
                 [service.quiet]\noutbound = \"tor\"\nconnect.rtl = [\"http\"]\nconnect.rt1 = []\nconnect.\"@idle\" = [\"a\"]\n\
-                [service.alone]\n[service.lanny]\noutbound = \"lan\"\n\
+                [service.alone]\n\
+                [service.dht]\noutbound = \"tor\"\nports.gossip = \"udp:6881\"\n\
+                [service.shop]\nports.http = \"tcp:8080\"\n[service.shop.expose.clearnet]\ndomain = \"a.example.com\"\nport = \"http\"\nchallenge = \"http-01\"\n[service.lanny]\noutbound = \"lan\"\n\
                 [host]\naccepts.ssh = { port = \"tcp:22\", from = [\"quiet\"] }\naccepts.none = { port = \"tcp:23\" }\n";
     let checked = AllowGraph::parse(&[Source::toml("policy.toml", format!("{HEAD}{body}"))]).unwrap();
     let shown: Vec<String> = checked.warnings.iter().map(|warning| format!("{warning:#}")).collect();
     insta::assert_snapshot!(shown.join("\n"));
     let codes: std::collections::BTreeSet<&str> = checked.warnings.iter().map(|warning| warning.code()).collect();
-    let expected = "W0215 W0219 W0222 W0223 W0224 W0226 W0227 W0611 W0804 W0806 W0807 W0810";
+    let expected = "W0215 W0219 W0222 W0223 W0224 W0226 W0227 W0610 W0611 W0804 W0806 W0807 W0808 W0810";
     assert_eq!(codes.into_iter().collect::<Vec<_>>().join(" "), expected);
 }
 
@@ -388,6 +448,8 @@ fn a_secret_is_never_shown_not_even_when_the_file_cannot_be_read() {
         format!("{HEAD}[peer.a]\nwireguard = \"\"\"\n{KEY}\n\"\" oops\n"),
         format!("{HEAD}[peer.a]\nprivate_key = \"{KEY}\" oops\n"),
         format!("{HEAD}[peer.a]\nprivate_key = \"{KEY}\n"),
+        format!("{HEAD}fragment = \"x\"\npeer.a = {{ private_key = \"{KEY}\" }}\n"),
+        format!("{HEAD}extend.a = {{ password = \"{KEY}\" }}\n"),
     ];
     for body in bodies {
         let errors = refused(&[Source::toml("policy.toml", body.clone())]);

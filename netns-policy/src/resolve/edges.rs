@@ -12,12 +12,12 @@ use crate::syntax::service::Service;
 
 use super::Spans;
 use super::merge::Policy;
-use super::names::{Found, Names, enabled, find_port, no_port, port_of, port_text, wrong_protocol};
+use super::names::{Found, Names, enabled, exact_name, find_port, no_port, port_of, port_text, wrong_protocol};
 use super::tor;
 
 /// The edges of the policy, ordered by their key.
 pub(crate) fn edges(policy: &Policy, names: &Names<'_>, spans: &mut Spans, out: &mut Findings) -> Vec<Edge> {
-    let mut edges = Edges { names, found: BTreeMap::new(), out };
+    let mut edges = Edges { names, found: BTreeMap::new(), out: &mut *out };
     for service in &policy.services {
         let origin = enabled(service).map(|name| Origin::Service(name.clone()));
         for connect in &service.connect {
@@ -32,18 +32,41 @@ pub(crate) fn edges(policy: &Policy, names: &Names<'_>, spans: &mut Spans, out: 
     }
     edges.tor(policy);
     let found = edges.found;
-    found.into_iter().map(|(key, (cause, at, name))| edge(key, cause, name, at, spans)).collect()
+    found.into_iter().map(|(key, said)| edge(key, said, spans, out)).collect()
 }
 
 type Key = (Origin, Target, Ports);
 
-fn edge((from, to, ports): Key, cause: Cause, port_name: Option<PortName>, at: At, spans: &mut Spans) -> Edge {
+/// One place that allows an edge, and the name it has there.
+type Said = (Cause, At, Option<PortName>);
+
+/// The edge that all of `said` allow. To write again what is allowed already is doubted.
+fn edge((from, to, ports): Key, mut said: Vec<Said>, spans: &mut Spans, out: &mut Findings) -> Edge {
+    said.sort();
+    let port_name = said.iter().filter_map(|(_, _, name)| name.clone()).min();
+    let shown = port_name.as_ref().map_or_else(|| ports.to_string(), ToString::to_string);
+    let places: Vec<(&Cause, At)> = said.iter().map(|(cause, at, _)| (cause, *at)).collect();
+    warn_of_repetition(&places, &format!("{from} -> {to}:{shown}"), out);
+    let (cause, at, _) = said.swap_remove(0);
     Edge { from, to, ports, port_name, cause, at: spans.location(at) }
+}
+
+/// W0222 for each place that is written though another one allows the same. Tags and tor may overlap with each other.
+pub(super) fn warn_of_repetition(said: &[(&Cause, At)], shown: &str, out: &mut Findings) {
+    let written: Vec<At> = said.iter().filter(|(cause, _)| **cause == Cause::Written).map(|(_, at)| *at).collect();
+    let Some(first) = written.first() else {
+        return;
+    };
+    let other = said.iter().find(|(cause, _)| **cause != Cause::Written).map(|(_, at)| (*first, *at));
+    for (at, before) in written[1..].iter().map(|again| (*again, *first)).chain(other) {
+        let draft = Draft::new("W0222", at, format!("{shown} is allowed twice"));
+        out.add(draft.label("again here").second(before, "already allowed here"));
+    }
 }
 
 struct Edges<'a, 'b> {
     names: &'b Names<'a>,
-    found: BTreeMap<Key, (Cause, At, Option<PortName>)>,
+    found: BTreeMap<Key, Vec<Said>>,
     out: &'b mut Findings,
 }
 
@@ -95,7 +118,7 @@ impl Edges<'_, '_> {
         let members = self.names.tagged(tag, at, self.out).to_vec();
         let others = |m: &&Service| client.is_none_or(|client| client.text != m.text);
         let members: Vec<&Service> = members.into_iter().filter(others).collect();
-        if members.iter().all(|member| !member.enabled) && self.names.has_tag(tag) {
+        if members.iter().all(|member| !member.is_enabled()) && self.names.has_tag(tag) {
             self.out.add(Draft::new("W0223", at, format!("`@{tag}` selects nobody here, so this opens nothing")));
         }
         for port in &connect.ports {
@@ -181,15 +204,16 @@ impl Edges<'_, '_> {
     fn open(
         &mut self,
         from: Option<&Origin>,
-        to: &Service,
+        target: &Service,
         ports: Ports,
         name: Option<&PortName>,
         cause: Cause,
         at: At,
     ) {
-        if let (Some(from), Some(to)) = (from, enabled(to)) {
+        if let (Some(from), Some(to)) = (from, enabled(target)) {
             let key = (from.clone(), Target::Service(to.clone()), ports);
-            self.insert(key, cause, at, name.cloned());
+            // However it was asked for: one port has one name.
+            self.insert(key, cause, at, exact_name(target, ports).or(name).cloned());
         }
     }
 
@@ -197,19 +221,6 @@ impl Edges<'_, '_> {
         if self.found.len() >= Self::MOST && !self.found.contains_key(&key) {
             return self.out.once("E0221", at, format!("more than {} edges", Self::MOST));
         }
-        let Some((first, first_at, _)) = self.found.get(&key) else {
-            self.found.insert(key, (cause, at, name));
-            return;
-        };
-        if matches!(cause, Cause::Written) || matches!(first, Cause::Written) {
-            let (from, to, ports) = &key;
-            let shown = name.as_ref().map_or_else(|| ports.to_string(), ToString::to_string);
-            let message = format!("{from} -> {to}:{shown} is allowed twice");
-            self.out
-                .add(Draft::new("W0222", at, message).label("again here").second(*first_at, "already allowed here"));
-        }
-        if (&cause, at) < (first, *first_at) {
-            self.found.insert(key, (cause, at, name));
-        }
+        self.found.entry(key).or_default().push((cause, at, name));
     }
 }

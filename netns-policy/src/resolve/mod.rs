@@ -1,21 +1,25 @@
 //! From the files as written to the graph: merged, looked up, checked.
 //!
 //! Sources are taken in the order of their names, whatever order they come in, so that equal sets of files give equal
-//! graphs and equal findings. Every mistake of every file is reported in one go; a file that cannot be read excuses
+//! graphs and equal findings. What they are called decides nothing but which of two places is named first. Every mistake of every file is reported in one go; a file that cannot be read excuses
 //! what seems to be missing, and nothing else.
 
+mod asks;
 mod domain;
 mod edges;
+mod extend;
 pub(crate) mod merge;
 mod names;
 mod network;
 mod obligations;
 mod services;
+mod sockets;
 mod tor;
 mod ways;
 
 use std::collections::BTreeMap;
 
+use crate::ask::Ask;
 use crate::diagnostic::{PolicyErrors, Source, Warning};
 use crate::graph::{AllowGraph, Defaults, Location, Written};
 use crate::lint;
@@ -25,11 +29,13 @@ use crate::syntax::{self, File};
 use self::merge::Policy;
 use self::names::Names;
 
-/// A policy that holds: its graph, and what is legal in it but doubtful.
+/// A policy that holds: its graph, what fragments ask for, and what is legal in it but doubtful.
 #[derive(Clone, Debug)]
 pub struct Checked {
     /// The graph.
     pub graph: AllowGraph,
+    /// What fragments ask for, answered or not, ordered by service and target. Asks open nothing.
+    pub asks: Vec<Ask>,
     /// Ordered by file and position.
     pub warnings: Vec<Warning>,
 }
@@ -48,8 +54,10 @@ impl AllowGraph {
     ///   exposed breaks it. Without `hops` any length does. No chain leads through a service in `except`.
     /// - In a `[[test]]`, `can` holds when there is an edge to the target on one of the ports named (any, when none is),
     ///   `cannot` when there is none.
-    /// - Files are merged by union. A setting may stand in two of them if both say the same; a service, a peer and a
-    ///   port of the host may not.
+    /// - A policy is a set of files, merged by union. A setting may stand in two of them if both say the same; a service,
+    ///   a peer, a port of the host and a fragment may not. `[extend.NAME]` adds to a service what any file may add.
+    /// - A file with `fragment = "NAME"`, and every file of [`Trust::Vendor`](crate::Trust::Vendor), may define services
+    ///   and ask for edges by `wants`. It opens nothing: see [`Checked::asks`].
     ///
     /// ```
     /// use netns_policy::{Source, graph::AllowGraph};
@@ -72,16 +80,19 @@ impl AllowGraph {
     /// Every mistake in them, ordered by file and position, at most [`PolicyErrors::MOST`].
     pub fn parse(sources: &[Source]) -> Result<Checked, PolicyErrors> {
         let mut sources: Vec<&Source> = sources.iter().collect();
-        sources.sort_by(|a, b| (&a.name, &a.text).cmp(&(&b.name, &b.text)));
+        let key = |source: &Source| (source.name.clone(), source.format as u8, source.trust as u8);
+        sources.sort_by(|a, b| key(a).cmp(&key(b)).then_with(|| a.text.cmp(&b.text)));
+        // A policy is a set of files: to name one twice says nothing more.
+        sources.dedup_by(|b, a| key(a) == key(b) && a.text == b.text);
         let mut out = Findings::default();
         let (texts, files) = read(&sources, &mut out);
         let mut spans = Spans { texts, spans: BTreeMap::new() };
         let policy = Policy::merge(files, &mut out);
-        let graph = resolve(&policy, &mut spans, &mut out);
+        let resolved = resolve(&policy, &mut spans, &mut out);
         let refused = out.has_errors();
         let (mut errors, warnings) = out.finish(&spans.texts);
-        match graph {
-            Some(graph) if !refused => Ok(Checked { graph, warnings }),
+        match resolved {
+            Some((graph, asks)) if !refused => Ok(Checked { graph, asks, warnings }),
             _ => {
                 errors.truncate(PolicyErrors::MOST);
                 Err(PolicyErrors(errors))
@@ -108,28 +119,31 @@ fn read(sources: &[&Source], out: &mut Findings) -> (Texts, Vec<File>) {
     (Texts::new(texts), files)
 }
 
-fn resolve(policy: &Policy, spans: &mut Spans, out: &mut Findings) -> Option<AllowGraph> {
+fn resolve(policy: &Policy, spans: &mut Spans, out: &mut Findings) -> Option<(AllowGraph, Vec<Ask>)> {
     let names = Names::new(policy);
     services::check_unique(policy, &names, out);
     let network = network::network(policy, out);
     let services = services::services(policy, spans, out);
     let peers = services::peers(policy, spans);
     let edges = edges::edges(policy, &names, spans, out);
+    let sockets = sockets::sockets(policy, &names, spans, out);
     let exposures = ways::exposures(policy, spans, out);
     let nevers = obligations::nevers(policy, &names, spans, out);
-    let disabled = policy.services.iter().filter(|service| !service.enabled);
+    let disabled = policy.services.iter().filter(|service| !service.is_enabled());
     let disabled = disabled.filter_map(|service| service.name.clone()).collect();
     let denied = policy.defaults.denied.map(|denied| denied.value).unwrap_or_default();
     let defaults = Defaults { denied, log: policy.defaults.log.is_none_or(|log| log.value) };
-    let written = Written { nevers, disabled };
+    let tests = obligations::tests(policy, &names);
+    let written = Written { nevers, disabled, sockets, tests };
     // Without a network there is an error already; what the rest allows is checked all the same.
     let sound = network.is_some();
     let network = network.unwrap_or_else(network::nameless);
     let graph = AllowGraph { network, defaults, services, peers, edges, exposures, written };
     obligations::check_nevers(&graph, spans, out);
     obligations::check_tests(policy, &names, &graph, out);
+    let asks = asks::asks(policy, &names, &graph, spans, out);
     lint::lint(policy, &graph, spans, out);
-    sound.then_some(graph)
+    sound.then_some((graph, asks))
 }
 
 /// Locations handed out, and the spans they came from: for findings about the finished graph.

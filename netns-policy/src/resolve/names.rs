@@ -1,8 +1,8 @@
 //! Looking names up: services, tags, ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::name::{PortName, ServiceName};
+use crate::name::{PortName, ServiceName, Tag};
 use crate::port::Ports;
 use crate::suggest::{did_you_mean, list, nearest};
 use crate::syntax::findings::{At, Draft, Findings, Sp};
@@ -16,6 +16,7 @@ use super::merge::Policy;
 pub(crate) struct Names<'a> {
     services: BTreeMap<&'a str, &'a Service>,
     tags: BTreeMap<&'a str, Vec<&'a Service>>,
+    declared: &'a BTreeSet<Tag>,
 }
 
 /// What a [`PortRef`] is at one service.
@@ -35,11 +36,11 @@ impl<'a> Names<'a> {
         let services = policy.services.iter().map(|service| (service.text.as_str(), service)).collect();
         let mut tags: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
         for service in &policy.services {
-            for tag in &service.tags {
-                tags.entry(tag.value.as_str()).or_default().push(service);
+            for tag in service.tags.iter().map(|tag| tag.value.as_str()).collect::<BTreeSet<_>>() {
+                tags.entry(tag).or_default().push(service);
             }
         }
-        Self { services, tags }
+        Self { services, tags, declared: &policy.declared_tags }
     }
 
     /// The names of all services.
@@ -66,7 +67,7 @@ impl<'a> Names<'a> {
     /// The services that have the tag, or E0209.
     pub(crate) fn tagged(&self, tag: &str, at: At, out: &mut Findings) -> &[&'a Service] {
         let found = self.tags.get(tag);
-        if found.is_none() && !out.is_full() {
+        if found.is_none() && !self.declared.contains(tag) && !out.is_full() {
             let tags = || self.tags.keys().copied();
             let all = if self.tags.is_empty() {
                 "no service has a tag".into()
@@ -82,7 +83,7 @@ impl<'a> Names<'a> {
 
     /// Whether any service has the tag.
     pub(crate) fn has_tag(&self, tag: &str) -> bool {
-        self.tags.contains_key(tag)
+        self.tags.contains_key(tag) || self.declared.contains(tag)
     }
 
     /// The services that `who` means, with whether a tag chose them.
@@ -96,7 +97,7 @@ impl<'a> Names<'a> {
 
 /// The name of a service, if it is well formed and the service is enabled.
 pub(crate) fn enabled(service: &Service) -> Option<&ServiceName> {
-    service.name.as_ref().filter(|_| service.enabled)
+    service.name.as_ref().filter(|_| service.is_enabled())
 }
 
 /// What `port` is at `service`.
@@ -105,6 +106,7 @@ pub(crate) fn find_port<'a>(service: &'a Service, port: &PortRef) -> Found<'a> {
         PortRef::Number(ports) => return Found::Ports(*ports, exact_name(service, *ports)),
         PortRef::Name(name) => (name, None),
         PortRef::Typed(protocol, name) => (name, Some(*protocol)),
+        PortRef::Socket(_) => return Found::Missing,
     };
     match service.ports.iter().find(|declared| declared.name.value == *name).map(|declared| &declared.port) {
         None => Found::Missing,
@@ -116,8 +118,34 @@ pub(crate) fn find_port<'a>(service: &'a Service, port: &PortRef) -> Found<'a> {
     }
 }
 
-fn exact_name(service: &Service, ports: Ports) -> Option<&PortName> {
-    service.ports.iter().filter_map(|declared| declared.port.as_ref()).find(|(_, p)| *p == ports).map(|(name, _)| name)
+/// The name that the service gives to exactly these ports; the first in the alphabet, should there be two.
+pub(crate) fn exact_name(service: &Service, ports: Ports) -> Option<&PortName> {
+    let declared = service.ports.iter().filter_map(|declared| declared.port.as_ref());
+    declared.filter(|(_, p)| *p == ports).map(|(name, _)| name).min()
+}
+
+/// The socket of that name at `service`: its name and its path, or E0230.
+pub(crate) fn socket_of<'a>(
+    service: &'a Service,
+    name: &str,
+    at: At,
+    out: &mut Findings,
+) -> Option<&'a (PortName, String)> {
+    if let Some(offered) = service.sockets.iter().find(|offered| offered.name.value == name) {
+        return offered.socket.as_ref();
+    }
+    let names = || service.sockets.iter().map(|offered| offered.name.value.as_str());
+    let draft = Draft::new("E0230", at, format!("{} has no socket `{}`", service.text, name.escape_debug()));
+    let all = match service.sockets.is_empty() {
+        true => format!(
+            "declare it: `sockets = {{ {} = \"/run/...\" }}` in `[service.{}]`",
+            name.escape_debug(),
+            service.text
+        ),
+        false => format!("its sockets are {}", list(names())),
+    };
+    out.add(draft.help(did_you_mean(name, names()).unwrap_or(all)));
+    None
 }
 
 /// The name that a [`PortRef`] uses, or its number.
@@ -125,6 +153,7 @@ pub(crate) fn port_text(port: &PortRef) -> String {
     match port {
         PortRef::Name(name) | PortRef::Typed(_, name) => name.escape_debug().to_string(),
         PortRef::Number(ports) => ports.to_string(),
+        PortRef::Socket(name) => format!("unix:{}", name.escape_debug()),
     }
 }
 

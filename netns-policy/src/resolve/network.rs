@@ -115,7 +115,7 @@ fn pool_at(pool: Option<Sp<IpNetwork>>) -> At {
 }
 
 fn check_room(policy: &Policy, pool: Ipv4Network, out: &mut Findings) {
-    let services = policy.services.iter().filter(|service| service.enabled).count();
+    let services = policy.services.iter().filter(|service| service.is_enabled()).count();
     let room = crate::address::room(pool);
     if services > room {
         let message = format!("{pool} has {room} addresses for {services} services");
@@ -131,10 +131,9 @@ fn check_fixed4(policy: &Policy, pool: Ipv4Network, out: &mut Findings) {
             out.add(Draft::new("E0506", address.at, format!("{ip} is not in the pool {pool}")));
         } else if ip == pool.network() || ip == pool.broadcast() {
             out.add(Draft::new("E0506", address.at, format!("{ip} is the first or last address of the pool {pool}")));
-        } else if let Some(first) = taken.insert(ip, address.at) {
-            out.add(
-                Draft::new("E0506", address.at, format!("{ip} is given to two services")).second(first, "first here"),
-            );
+        } else if let Some((first, at)) = taken.insert(ip, address.at).map(|other| address.at.in_order(other)) {
+            let draft = Draft::new("E0506", at, format!("{ip} is given to two services"));
+            out.add(draft.second(first, "first here"));
         }
     }
 }
@@ -147,10 +146,9 @@ fn check_fixed6(policy: &Policy, pool: Ipv6Network, out: &mut Findings) {
             out.add(Draft::new("E0506", address.at, format!("{ip} is not in the pool {pool}")));
         } else if ip == pool.network() {
             out.add(Draft::new("E0506", address.at, format!("{ip} is the first address of the pool {pool}")));
-        } else if let Some(first) = taken.insert(ip, address.at) {
-            out.add(
-                Draft::new("E0506", address.at, format!("{ip} is given to two services")).second(first, "first here"),
-            );
+        } else if let Some((first, at)) = taken.insert(ip, address.at).map(|other| address.at.in_order(other)) {
+            let draft = Draft::new("E0506", at, format!("{ip} is given to two services"));
+            out.add(draft.second(first, "first here"));
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::graph::{AllowGraph, Edge, Origin, Outbound, Target};
-use crate::never::{Goal, Never, Start};
+use crate::graph::{AllowGraph, Edge, Origin, Outbound, SocketEdge, Target};
+use crate::name::PortName;
+use crate::never::{Expectation, Goal, Never, Start};
 use crate::port::Ports;
 use crate::suggest::did_you_mean;
 use crate::syntax::findings::{At, Draft, Findings, Sp};
@@ -14,7 +15,7 @@ use crate::syntax::{obligation, service};
 
 use super::Spans;
 use super::merge::Policy;
-use super::names::{Found, Names, enabled, find_port, no_port, port_of, port_text, wrong_protocol};
+use super::names::{Found, Names, enabled, find_port, no_port, port_of, port_text, socket_of, wrong_protocol};
 
 /// Every `[[never]]`, looked up.
 pub(crate) fn nevers(policy: &Policy, names: &Names<'_>, spans: &mut Spans, out: &mut Findings) -> Vec<Never> {
@@ -38,7 +39,12 @@ fn look_up(
     }
     let mut except = BTreeSet::new();
     for who in &never.except {
-        except.extend(names.services(who, out).into_iter().filter_map(|service| service.name.clone()));
+        if who.value == Who::Service("host".to_owned()) {
+            except.insert(Origin::Host);
+            continue;
+        }
+        let services = names.services(who, out).into_iter().filter_map(|service| service.name.clone());
+        except.extend(services.map(Origin::Service));
     }
     let path = never.path.then(|| never.hops.unwrap_or(u32::MAX));
     Never { why: never.why.clone(), path, from, to, except, at: spans.location(never.at) }
@@ -81,11 +87,43 @@ fn goals(policy: &Policy, names: &Names<'_>, point: &Sp<Point>, out: &mut Findin
         None => services.into_iter().filter_map(target).map(|target| Goal::Inside(target, None)).collect(),
         Some(port) => {
             let mut goals = Vec::new();
+            let offers = |service: &&&service::Service| socket_at(service, port).is_some();
+            for service in services.iter().filter(offers) {
+                goals.extend(
+                    service.name.clone().zip(socket_at(service, port)).map(|(to, name)| Goal::Socket(to, name)),
+                );
+            }
+            if matches!(port, PortRef::Socket(_)) || !goals.is_empty() && no_port_at(&services, port) {
+                if let (true, Some(first)) = (goals.is_empty(), services.first()) {
+                    let _reported = socket_of(first, &port_name(port), point.at, out);
+                }
+                return goals;
+            }
             for (service, ports) in ports_at(&services, port, point.at, out) {
                 goals.extend(target(service).map(|target| Goal::Inside(target, Some(ports))));
             }
             goals
         }
+    }
+}
+
+/// The socket that `port` may mean at the service: `unix:rpc` a socket alone, `rpc` a port or a socket of that name.
+fn socket_at(service: &service::Service, port: &PortRef) -> Option<PortName> {
+    let (PortRef::Name(name) | PortRef::Socket(name)) = port else {
+        return None;
+    };
+    let offered = service.sockets.iter().find(|offered| offered.name.value == *name)?;
+    offered.socket.as_ref().map(|(name, _)| name.clone())
+}
+
+fn no_port_at(services: &[&service::Service], port: &PortRef) -> bool {
+    services.iter().all(|service| matches!(find_port(service, port), Found::Missing))
+}
+
+fn port_name(port: &PortRef) -> String {
+    match port {
+        PortRef::Name(name) | PortRef::Typed(_, name) | PortRef::Socket(name) => name.clone(),
+        PortRef::Number(ports) => ports.to_string(),
     }
 }
 
@@ -116,7 +154,7 @@ fn ports_at<'a>(
 fn host_port(policy: &Policy, port: &PortRef, at: At, out: &mut Findings) -> Option<Ports> {
     let name = match port {
         PortRef::Number(ports) => return Some(*ports),
-        PortRef::Name(name) | PortRef::Typed(_, name) => name,
+        PortRef::Name(name) | PortRef::Typed(_, name) | PortRef::Socket(name) => name,
     };
     let found = policy.host.accepts.iter().find(|accept| accept.name.value.as_str() == name);
     if found.is_none() {
@@ -126,6 +164,47 @@ fn host_port(policy: &Policy, port: &PortRef, at: At, out: &mut Findings) -> Opt
         out.add(draft.hint(did_you_mean(name, names)));
     }
     found.map(|accept| accept.ports.value)
+}
+
+/// Every `[[test]]` in the form that does not depend on how names are given.
+pub(crate) fn tests(policy: &Policy, names: &Names<'_>) -> Vec<Expectation> {
+    let test = |test: &Test| {
+        let Who::Service(from) = &test.from.value else {
+            return None;
+        };
+        let plain =
+            |points: &[Sp<Point>]| points.iter().map(|point| plain_point(policy, names, &point.value)).collect();
+        Some(Expectation {
+            from: from.clone(),
+            can: plain(&test.can),
+            cannot: plain(&test.cannot),
+            name: test.name.clone(),
+        })
+    };
+    policy.tests.iter().filter_map(test).collect()
+}
+
+fn plain_point(policy: &Policy, names: &Names<'_>, point: &Point) -> String {
+    let (Who::Service(word), Some(port)) = (&point.who, &point.port) else {
+        return point.text.clone();
+    };
+    if word == "host" {
+        let ports = host_port(policy, port, At::top(0), &mut Findings::default());
+        return ports.map_or_else(|| point.text.clone(), |ports| format!("host:{ports}"));
+    }
+    let Some(service) = names.find(word) else {
+        return point.text.clone();
+    };
+    // Of a service that is switched off no port is open, whichever is meant.
+    if !service.is_enabled() {
+        return word.clone();
+    }
+    match (socket_at(service, port), find_port(service, port)) {
+        (None, Found::Ports(ports, _)) => format!("{word}:{ports}"),
+        (Some(socket), Found::Missing) => format!("{word}:unix:{socket}"),
+        // A name for both: only the name says so.
+        _ => point.text.clone(),
+    }
 }
 
 /// Refuses what breaks an invariant. An edge more can only break more, so this is told even when other mistakes are.
@@ -224,13 +303,33 @@ impl<'a> Tested<'a> {
             return Some(self.reaches_inside(&Target::Host, ports, text));
         }
         let service = self.names.service(word, point.at, out)?;
+        let socket = port.as_ref().and_then(|port| socket_at(service, port));
         let ports = match port {
-            Some(port) => Some(port_of(service, port, point.at, out)?.0),
             None => None,
+            Some(PortRef::Socket(name)) => {
+                socket_of(service, name, point.at, out)?;
+                None
+            }
+            // The name of a socket alone.
+            Some(port) if socket.is_some() && matches!(find_port(service, port), Found::Missing) => None,
+            Some(port) => Some(port_of(service, port, point.at, out)?.0),
         };
         let Some(name) = enabled(service) else {
             return Some(Reached::No(format!("{word} is switched off by `enabled = false`")));
         };
+        let opens = |edge: &&SocketEdge| edge.to == *name && (port.is_none() || socket.as_ref() == Some(&edge.name));
+        if let Start::Inside(Origin::Service(from)) = &self.who {
+            if let Some(edge) = self.graph.sockets_from(from).iter().find(opens) {
+                return Some(Reached::Yes(format!("{edge} is allowed at {}", edge.at)));
+            }
+        }
+        if let (Some(socket), None, Start::Inside(Origin::Service(from))) = (&socket, ports, &self.who) {
+            let how = format!("`open.{word} = [\"{socket}\"]` in `[service.{from}]` would allow it");
+            return Some(Reached::No(how));
+        }
+        if socket.is_some() && ports.is_none() {
+            return Some(Reached::No(format!("{text} is a unix socket, which only a service opens here")));
+        }
         Some(self.reaches_inside(&Target::Service(name.clone()), ports, text))
     }
 

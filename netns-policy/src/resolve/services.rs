@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
 
-use crate::graph::{Outbound, Peer, Service};
-use crate::name::{PeerName, PortName, ServiceName};
+use crate::graph::{Limits, Outbound, Peer, Service};
+use crate::name::{LinkName, PeerName, PortName, ServiceName};
 use crate::port::Ports;
 use crate::syntax::findings::{At, Draft, Findings, Sp};
 use crate::syntax::reference::PortRef;
+use crate::syntax::service::Trusted;
 use crate::syntax::{outbound, service};
 
 use super::Spans;
@@ -44,7 +45,11 @@ fn graph_service(
         tags: written.tags.iter().map(|tag| tag.value.clone()).collect(),
         outbound: outbound.map(|o| resolved(&o.value, o.at, &set(&policy.network.lan), spans)).unwrap_or_default(),
         dns: tor::dns(policy, written).map(|dns| dns.value).unwrap_or_default(),
-        limits: written.limits,
+        limits: Limits {
+            flows: written.flows.map(|flows| flows.value),
+            new_per_second: written.new_per_second.map(|rate| rate.value),
+        },
+        sockets: written.sockets.iter().filter_map(|offered| offered.socket.clone()).collect(),
         is_tor: written.tor.is_some(),
         was: written.was.as_ref().map(|was| was.value.clone()),
         address4: written.address4.map(|address| address.value),
@@ -97,6 +102,14 @@ pub(crate) fn check_unique(policy: &Policy, names: &Names<'_>, out: &mut Finding
         let draft = Draft::new("E0229", was.at, format!("there is still a service `{}`", was.value));
         out.add(draft.help("`was` names a service that is gone, whose address this one keeps"));
     }
+    names_apart(policy, out);
+    for service in &policy.services {
+        for trusted in &service.via_ok {
+            if let Trusted::Service(name) = &trusted.value {
+                let _reported = names.service(name, trusted.at, out);
+            }
+        }
+    }
     let keys = |key: fn(&crate::syntax::section::Peer) -> Option<&Sp<String>>| policy.peers.iter().filter_map(key);
     let wireguard = keys(|peer| peer.wireguard.as_ref()).map(|key| (&key.value, key.at));
     same_key(wireguard, out);
@@ -108,6 +121,31 @@ pub(crate) fn check_unique(policy: &Policy, names: &Names<'_>, out: &mut Finding
     }
     for peer in policy.peers.iter().filter(|peer| names.find(peer.name.as_str()).is_some()) {
         clash(names, peer.name.as_str(), peer.at, "a peer", out);
+    }
+}
+
+/// Names that differ only in what no name may hold, and names that would give one link.
+fn names_apart(policy: &Policy, out: &mut Findings) {
+    let mut folded: BTreeMap<String, &service::Service> = BTreeMap::new();
+    let mut links: BTreeMap<LinkName, &service::Service> = BTreeMap::new();
+    for service in &policy.services {
+        let (shown, fold) = (service.text.escape_debug(), service.text.to_lowercase().replace('_', "-"));
+        if let Some(first) = folded.insert(fold, service) {
+            let message = format!("`{}` and `{shown}` are one name but for case or hyphens", first.text.escape_debug());
+            let (first, again) = service.at.in_order(first.at);
+            let draft = Draft::new("E0216", again, message).second(first, "the other one");
+            out.add(draft.help("give one of them another name"));
+        }
+        let Some(name) = &service.name else {
+            continue;
+        };
+        if let Some(first) = links.insert(LinkName::for_name(name.as_str()), service) {
+            let link = LinkName::for_name(name.as_str());
+            let message = format!("{} and {shown} would both have the link {link} in the fabric", first.text);
+            let (first, again) = service.at.in_order(first.at);
+            let draft = Draft::new("E0217", again, message).second(first, "the other one");
+            out.add(draft.help("links have 15 bytes, and short forms that met by chance: rename one of the two"));
+        }
     }
 }
 
@@ -128,7 +166,7 @@ fn twice<'a, T: Ord + std::fmt::Display + 'a>(
 ) {
     let mut seen = BTreeMap::new();
     for (value, at) in items {
-        if let Some(first) = seen.insert(value, at) {
+        if let Some((first, at)) = seen.insert(value, at).map(|other| at.in_order(other)) {
             out.add(Draft::new(code, at, format!("{message} `{value}`")).second(first, "first here"));
         }
     }
@@ -137,7 +175,7 @@ fn twice<'a, T: Ord + std::fmt::Display + 'a>(
 fn same_key<'a>(keys: impl Iterator<Item = (&'a String, At)>, out: &mut Findings) {
     let mut seen = BTreeMap::new();
     for (key, at) in keys {
-        if let Some(first) = seen.insert(key, at) {
+        if let Some((first, at)) = seen.insert(key, at).map(|other| at.in_order(other)) {
             let draft = Draft::new("E0704", at, "two peers have the same public key").second(first, "first here");
             out.add(draft.help("make a key for each device, else one cannot be revoked without the other"));
         }

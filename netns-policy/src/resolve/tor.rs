@@ -31,20 +31,22 @@ pub(crate) fn socks(tor: &Service) -> Option<(Ports, Option<&PortName>)> {
     }
 }
 
-/// The outbound of a service: its own, or the default.
+/// The outbound of a service: its own, or the default. The default is the operator's word about services of the
+/// operator: what a fragment defines stays inside until somebody says otherwise of that very service.
 pub(crate) fn outbound<'a>(policy: &'a Policy, service: &'a Service) -> Option<&'a Sp<Outbound>> {
-    service.outbound.as_ref().or(policy.defaults.outbound.as_ref())
+    let default = policy.defaults.outbound.as_ref().filter(|_| !service.is_of_fragment);
+    service.outbound.as_ref().or(default)
 }
 
-/// The dns of a service: its own, or the default.
+/// The dns of a service: its own, or the default, as for [`outbound`].
 pub(crate) fn dns(policy: &Policy, service: &Service) -> Option<Sp<Dns>> {
-    service.dns.or(policy.defaults.dns)
+    service.dns.or(policy.defaults.dns.filter(|_| !service.is_of_fragment))
 }
 
 /// Every enabled service that needs tor.
 pub(crate) fn needs<'a>(policy: &'a Policy, out: &mut Findings) -> Vec<Need<'a>> {
     let mut needs = Vec::new();
-    for client in policy.services.iter().filter(|service| service.enabled) {
+    for client in policy.services.iter().filter(|service| service.is_enabled()) {
         let stream = outbound(policy, client).filter(|outbound| outbound.value.tor);
         let names = dns(policy, client).filter(|dns| dns.value == Dns::Tor);
         if let Some(outbound) = stream {
@@ -70,7 +72,7 @@ fn check_leak(policy: &Policy, client: &Service, outbound: &Sp<Outbound>, out: &
 
 /// The service with `role = "tor"`; reports when it is missing while it is needed, or when there are two.
 pub(crate) fn service<'a>(policy: &'a Policy, needs: &[Need<'_>], out: &mut Findings) -> Option<&'a Service> {
-    let mut with_role = policy.services.iter().filter(|service| service.enabled && service.tor.is_some());
+    let mut with_role = policy.services.iter().filter(|service| service.is_enabled() && service.tor.is_some());
     let Some(tor) = with_role.next() else {
         for need in needs {
             let draft = Draft::new(
@@ -84,8 +86,9 @@ pub(crate) fn service<'a>(policy: &'a Policy, needs: &[Need<'_>], out: &mut Find
     };
     let role = tor.tor.unwrap_or(tor.at);
     for other in with_role {
-        let draft = Draft::new("E0809", other.tor.unwrap_or(other.at), "two services have `role = \"tor\"`");
-        out.add(draft.second(role, "the first is here").help("there is one tor service in a network"));
+        let (first, again) = role.in_order(other.tor.unwrap_or(other.at));
+        let draft = Draft::new("E0809", again, "two services have `role = \"tor\"`");
+        out.add(draft.second(first, "the first is here").help("there is one tor service in a network"));
     }
     let _reported = port_of(tor, &PortRef::Name(SOCKS.to_owned()), role, out);
     for need in needs.iter().filter(|need| need.client.text == tor.text && !need.is_dns) {

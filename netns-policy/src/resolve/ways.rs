@@ -32,8 +32,8 @@ pub(crate) fn exposures(policy: &Policy, spans: &mut Spans, out: &mut Findings) 
     }
     let mut found = ways.found;
     found.sort_by(|a, b| {
-        (&a.service, a.way.word(), &a.port_name)
-            .cmp(&(&b.service, b.way.word(), &b.port_name))
+        (&a.service, a.way.word(), &a.port_name, a.way.external())
+            .cmp(&(&b.service, b.way.word(), &b.port_name, b.way.external()))
             .then_with(|| a.at.cmp(&b.at))
     });
     found
@@ -96,9 +96,8 @@ impl Ways<'_> {
             self.out.add(Draft::new("E0604", domain.at, message));
         }
         self.challenge(domain, challenge.as_ref());
-        if let Some(first) = self.domains.get(&domain.value).copied() {
-            let draft =
-                Draft::new("E0602", domain.at, format!("{} leads to two services", domain.value.escape_debug()));
+        if let Some((first, at)) = self.domains.get(&domain.value).map(|other| domain.at.in_order(*other)) {
+            let draft = Draft::new("E0602", at, format!("{} leads to two services", domain.value.escape_debug()));
             self.out.add(draft.second(first, "first here").help("give each a name of its own"));
         }
         self.domains.entry(domain.value.clone()).or_insert(domain.at);
@@ -129,12 +128,12 @@ impl Ways<'_> {
         };
         let outer = (ports.protocol(), mapped.external.value);
         let inner = (service.text.clone(), ports);
-        if let Some(first) = self.hosts.get(&outer).copied() {
+        if let Some((first, at)) = self.hosts.get(&outer).map(|other| mapped.external.at.in_order(*other)) {
             let message = format!("port {}:{} of the machine leads to two places", outer.0, outer.1);
-            self.out.add(Draft::new("E0605", mapped.external.at, message).second(first, "first here"));
-        } else if let Some(first) = self.inner.get(&inner).copied() {
+            self.out.add(Draft::new("E0605", at, message).second(first, "first here"));
+        } else if let Some((first, at)) = self.inner.get(&inner).map(|other| mapped.port.at.in_order(*other)) {
             let message = format!("two ports of the machine lead to {}:{}", service.text, mapped.port.value);
-            let draft = Draft::new("E0605", mapped.port.at, message).second(first, "first here");
+            let draft = Draft::new("E0605", at, message).second(first, "first here");
             self.out.add(draft.help("replies find their way back by the port of the service: expose it once"));
         }
         self.hosts.entry(outer).or_insert(mapped.external.at);

@@ -35,6 +35,11 @@ impl Table {
         self.take_unknown(key)
     }
 
+    /// A key that could be here, for those who misspelt it.
+    pub(crate) fn know(&mut self, key: &'static str) {
+        self.known.push(key);
+    }
+
     /// Takes the value of a key out that nobody should be told of.
     pub(crate) fn take_unknown(&mut self, key: &str) -> Option<Entry> {
         let index = self.entries.iter().position(|entry| entry.key.value == key)?;
@@ -43,7 +48,12 @@ impl Table {
 
     /// Whether `key` is there and was not taken yet.
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.entries.iter().any(|entry| entry.key.value == key)
+        self.place(key).is_some()
+    }
+
+    /// Where `key` stands, if it is there and was not taken yet.
+    pub(crate) fn place(&self, key: &str) -> Option<At> {
+        self.entries.iter().find(|entry| entry.key.value == key).map(|entry| entry.key.at)
     }
 
     /// Takes the sub-table `key` out.

@@ -7,7 +7,7 @@ use super::findings::{At, Draft, Findings, Sp};
 use super::node::{Entry, Node};
 
 /// Everything under `expose` of one service.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Expose {
     pub(crate) onion: Option<Onion>,
     pub(crate) wireguard: Option<WireGuard>,
@@ -17,28 +17,28 @@ pub(crate) struct Expose {
 }
 
 /// `"EXTERNAL" = "portname"`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Mapped {
     pub(crate) external: Sp<u16>,
     pub(crate) port: Sp<String>,
 }
 
 /// `expose.onion`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Onion {
     pub(crate) ports: Vec<Mapped>,
     pub(crate) clients: Vec<Sp<String>>,
 }
 
 /// `expose.wireguard`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WireGuard {
     pub(crate) ports: Vec<Sp<String>>,
     pub(crate) peers: Vec<Sp<String>>,
 }
 
 /// `expose.clearnet`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Clearnet {
     pub(crate) domain: Sp<String>,
     pub(crate) port: Sp<String>,
@@ -63,9 +63,17 @@ impl Expose {
 }
 
 fn onion(mut table: Table, out: &mut Findings) -> Onion {
-    let onion = Onion { ports: mapped(&mut table, out), clients: table.list("clients", out, string) };
+    let ports = mapped(&mut table, out);
+    let clients = table.read("clients", out, |node, out| Some(items(node, out, string)));
+    if let Some(nobody) = clients.as_ref().filter(|clients| clients.value.is_empty()) {
+        // Left out it means everybody. A list that somebody emptied was not meant to open the door.
+        let draft = Draft::new("E0110", nobody.at, "an onion service for no client at all");
+        out.add(
+            draft.help("leave `clients` out to let everybody in who knows the address; else leave out the exposure"),
+        );
+    }
     table.finish(out);
-    onion
+    Onion { ports, clients: clients.map(|clients| clients.value).unwrap_or_default() }
 }
 
 fn only_ports(mut table: Table, out: &mut Findings) -> Vec<Mapped> {

@@ -5,6 +5,7 @@
 pub(crate) mod decode;
 pub(crate) mod expose;
 pub(crate) mod findings;
+pub(crate) mod fragment;
 mod json;
 mod node;
 pub(crate) mod obligation;
@@ -12,17 +13,20 @@ pub(crate) mod outbound;
 pub(crate) mod reference;
 pub(crate) mod section;
 pub(crate) mod service;
+pub(crate) mod socket;
 mod text;
 mod toml;
 
-use crate::diagnostic::{Format, Source};
+use crate::diagnostic::{Format, Source, Trust};
+use crate::name::Tag;
 
 use self::decode::{Table, integer};
-use self::findings::{At, Draft, Findings};
+use self::findings::{At, Draft, Findings, Sp};
+use self::fragment::Speaker;
 use self::node::Node;
 use self::obligation::{Never, Test};
 use self::section::{Defaults, Host, Network, Peer};
-use self::service::Service;
+use self::service::{Extend, Service};
 
 /// The only schema there is.
 const SCHEMA: i64 = 1;
@@ -30,9 +34,14 @@ const SCHEMA: i64 = 1;
 /// One file, decoded.
 #[derive(Debug, Default)]
 pub(crate) struct File {
+    pub(crate) speaker: Speaker,
+    /// Where `fragment` stands, or the top.
+    pub(crate) spoken: Option<At>,
+    pub(crate) declared_tags: Vec<Sp<Tag>>,
     pub(crate) network: Network,
     pub(crate) defaults: Defaults,
     pub(crate) services: Vec<Service>,
+    pub(crate) extends: Vec<Extend>,
     pub(crate) host: Host,
     pub(crate) peers: Vec<Peer>,
     pub(crate) nevers: Vec<Never>,
@@ -44,7 +53,7 @@ pub(crate) fn read(file: usize, source: &Source, out: &mut Findings) -> (String,
     let (text, plain) = text::text(file, source, out);
     let node = if plain { tree(file, source.format, &text, out) } else { None };
     match node {
-        Some(node) => (text, Some(decode(file, node, out))),
+        Some(node) => (text, Some(decode(file, source.trust, node, out))),
         None => {
             mask_unread(file, &text, out);
             out.unread = true;
@@ -87,26 +96,49 @@ fn mask_unread(file: usize, text: &str, out: &mut Findings) {
 /// 32 bytes in base64 are 43 characters, in base32 52, in hexadecimal digits 64.
 const SHORTEST_KEY: usize = 43;
 
-fn decode(file: usize, node: Node, out: &mut Findings) -> File {
+fn decode(file: usize, trust: Trust, node: Node, out: &mut Findings) -> File {
     let top = At::top(file);
     let Some(mut table) = Table::open(node, top, out) else {
         return File::default();
     };
     schema(&mut table, top, out);
-    for key in ["fragment", "extend"] {
-        not_yet(&mut table, key, out);
-    }
-    let decoded = File {
+    includes(&mut table, out);
+    let tables = fragment::tables_of_the_operator(&table);
+    let spoken = table.place("fragment");
+    let speaker = fragment::speaker(&mut table, trust == Trust::Vendor, top, out);
+    let mut decoded = File {
+        spoken,
+        declared_tags: table.list("declare_tags", out, service::tag),
         network: Network::read(&mut table, out),
         defaults: Defaults::read(&mut table, out),
         services: service::read_all(&mut table, out),
+        extends: service::read_extends(&mut table, out),
         host: Host::read(&mut table, out),
         peers: section::read_peers(&mut table, out),
         nevers: obligation::read_nevers(&mut table, out),
         tests: obligation::read_tests(&mut table, out),
+        speaker,
     };
     table.finish(out);
-    decoded
+    match &decoded.speaker {
+        Speaker::Operator => fragment::refuse_wants(&decoded, out),
+        Speaker::Fragment(name) => {
+            for service in &mut decoded.services {
+                (service.is_of_fragment, service.fragment) = (true, name.clone());
+            }
+        }
+    }
+    fragment::restrict(decoded, &tables, out)
+}
+
+/// A policy is what lies in its directories, and nothing else.
+fn includes(table: &mut Table, out: &mut Findings) {
+    for key in ["include", "includes", "import"] {
+        if let Some(entry) = table.take_unknown(key) {
+            let draft = Draft::new("E0304", entry.key.at, format!("`{key}`: a policy includes no files"));
+            out.add(draft.help("put the file beside this one, in a directory of policies: all of them are read"));
+        }
+    }
 }
 
 fn schema(table: &mut Table, top: At, out: &mut Findings) {
@@ -127,16 +159,5 @@ fn schema(table: &mut Table, top: At, out: &mut Findings) {
         Some(other) => {
             out.add(Draft::new("E0112", at, format!("there is no schema {other}")).help("write `schema = 1`"))
         }
-    }
-}
-
-/// Refuses a key of the language that this version cannot honour: to ignore it would promise something.
-pub(crate) fn not_yet(table: &mut Table, key: &str, out: &mut Findings) {
-    if let Some(entry) = table.take_unknown(key) {
-        let message = format!("`{key}` is not supported by this version");
-        out.add(
-            Draft::new("E0118", entry.key.at, message)
-                .help("write the edges where the client is defined, as `connect`"),
-        );
     }
 }

@@ -10,7 +10,7 @@ use super::node::{Kind, Node};
 use super::reference::{is_local, prefix};
 
 /// What a service may reach outside, as written.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Outbound {
     pub(crate) tor: bool,
     pub(crate) lan: bool,
@@ -82,6 +82,13 @@ fn from_table(mut table: Table, out: &mut Findings) -> Outbound {
         }
     }
     table.finish(out);
+    // The order of a list says nothing, and nor does a repetition.
+    outbound.lan_only.sort();
+    outbound.lan_only.dedup();
+    outbound.lan_ports.sort();
+    outbound.lan_ports.dedup();
+    outbound.direct_only.sort();
+    outbound.direct_only.dedup();
     outbound
 }
 

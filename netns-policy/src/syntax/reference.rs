@@ -40,6 +40,8 @@ pub(crate) enum PortRef {
     Typed(Protocol, String),
     /// `tcp:8332`, `tcp:53-80`
     Number(Ports),
+    /// `unix:rpc`, in what `[[never]]` and `[[test]]` name
+    Socket(String),
 }
 
 impl PortRef {
@@ -48,6 +50,7 @@ impl PortRef {
         match text.split_once(':') {
             Some(("tcp", name)) if is_name(name) => Ok(Self::Typed(Protocol::Tcp, name.to_owned())),
             Some(("udp", name)) if is_name(name) => Ok(Self::Typed(Protocol::Udp, name.to_owned())),
+            Some(("unix", name)) if is_name(name) => Ok(Self::Socket(name.to_owned())),
             None if is_name(text) => Ok(Self::Name(text.to_owned())),
             _ => text.parse().map(Self::Number),
         }
@@ -63,7 +66,14 @@ impl PortRef {
 pub(crate) fn port_ref(node: Node, out: &mut Findings) -> Option<PortRef> {
     let at = node.at;
     let text = string(node, out)?;
-    PortRef::read(&text, at, out)
+    match PortRef::read(&text, at, out)? {
+        PortRef::Socket(name) => {
+            let draft = Draft::new("E0206", at, format!("\"{}\" is a unix socket, not a port", text.escape_debug()));
+            out.add(draft.help(format!("a socket is opened by `open.TARGET = [\"{}\"]`", name.escape_debug())));
+            None
+        }
+        port => Some(port),
+    }
 }
 
 /// What a `[[never]]` or a `[[test]]` names: `SERVICE`, `SERVICE:port`, `@tag`, `@tag:port`, or a word.

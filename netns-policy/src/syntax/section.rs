@@ -10,7 +10,7 @@ use crate::port::Ports;
 
 use super::decode::{Table, boolean, name, parsed, ports, secret, string, word};
 use super::findings::{At, Draft, Findings, Sp};
-use super::node::{Entry, Node};
+use super::node::{Entry, Kind, Node};
 use super::outbound::{Outbound, outbound};
 use super::reference::{PortRef, Who, lan_prefix, port_ref, prefix_node, who};
 
@@ -93,7 +93,7 @@ fn denied(node: Node, out: &mut Findings) -> Option<Denied> {
 }
 
 /// `connect.TARGET = [ports]` and `may_connect.TARGET = [ports]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Connect {
     pub(crate) target: Sp<Who>,
     pub(crate) ports: Vec<Sp<PortRef>>,
@@ -116,7 +116,7 @@ pub(crate) struct Host {
 }
 
 /// `accepts.NAME = { port = "tcp:8000", from = ["svc", "@tag"] }`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Accept {
     pub(crate) name: Sp<PortName>,
     pub(crate) ports: Sp<Ports>,
@@ -145,7 +145,7 @@ fn accept(Entry { key, value }: Entry, out: &mut Findings) -> Option<Accept> {
 }
 
 /// `[peer.NAME]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) name: PeerName,
     pub(crate) at: At,
@@ -164,8 +164,33 @@ fn peer(Entry { key, value }: Entry, out: &mut Findings) -> Option<Peer> {
     table.guards_secrets = true;
     let wireguard = table.read("wireguard", out, wireguard_key);
     let onion = table.read("onion", out, onion_key);
+    allowed_ips(&mut table, out);
     table.finish(out);
     Some(Peer { name: name?, at: key.at, wireguard, onion })
+}
+
+/// What wg(8) calls AllowedIPs is no business of a policy: who has which address follows from it.
+fn allowed_ips(table: &mut Table, out: &mut Findings) {
+    for key in ["allowed_ips", "allowed-ips", "allowedips", "AllowedIPs"] {
+        let Some(Entry { key, value }) = table.take_unknown(key) else {
+            continue;
+        };
+        let at = value.at;
+        let items = if let Kind::Array(items) = value.kind { items } else { vec![value] };
+        let all = |node: &Node| matches!(&node.kind, Kind::String(text) if text.split(',').any(|one| one.trim().ends_with("/0")));
+        let draft = if items.iter().any(all) {
+            Draft::new("E0703", at, "this peer would take the traffic of everybody to itself")
+        } else {
+            Draft::new(
+                "E0702",
+                key.at,
+                "a peer does not say its addresses: two that overlap would take from each other",
+            )
+        };
+        out.add(
+            draft.help("leave it out: nsctl assigns an address to each peer, and lets it reach what is exposed to it"),
+        );
+    }
 }
 
 /// Base64 of 32 bytes, as `wg pubkey` prints it: 43 characters and `=`, the last two bits zero.

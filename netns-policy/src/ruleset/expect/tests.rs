@@ -33,6 +33,7 @@ fn service(name: &str) -> Service {
         dns: Default::default(),
         limits: Default::default(),
         is_tor: false,
+        sockets: Default::default(),
         was: None,
         address4: None,
         address6: None,
