@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - Nothing that lies at the path can hang us or fill the memory: see [`Regular`]. At most [`MOST_FILES`] files of
+//! - Nothing that lies at the path can hang us or fill the memory: see `Regular`. At most [`MOST_FILES`] files of
 //!   [`LIMIT`] bytes are read, of [`MOST_TOGETHER`] bytes together.
 //! - A file name in a later directory masks the same name in an earlier one, as systemd.unit(5) has it; an empty file
 //!   or a link to /dev/null switches it off.

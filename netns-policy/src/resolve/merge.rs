@@ -254,8 +254,7 @@ impl Settle<'_> {
         let first = said.first()?;
         let other = said.iter().find(|other| other.value != first.value);
         if let Some(other) = other.filter(|_| !self.quiet) {
-            let places = if other.at.file == first.at.file { "places" } else { "files" };
-            let draft = Draft::new("E0307", other.at, format!("two {places} disagree about `{what}`"));
+            let draft = Draft::new("E0307", other.at, format!("two places disagree about `{what}`"));
             let draft = draft.label("set to this here").second(first.at, "and to this here");
             self.out.add(draft.help("set it in one of them"));
         }

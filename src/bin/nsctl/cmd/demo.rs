@@ -217,7 +217,9 @@ fn without_edge() -> Result<String, Error> {
     let cut = tail.replacen(LINE, "", 1);
     expect(cut != tail, "the example has no edge to revoke")?;
     let text = format!("{head}{cut}");
-    Ok(text.replace("can    = [\"clightning:grpc\"]\n", ""))
+    let untested = text.replace("can    = [\"clightning:grpc\"]\n", "");
+    expect(untested != text, "the example has no test for the edge")?;
+    Ok(untested)
 }
 
 /// What `nft flush ruleset` does, for what is ours.

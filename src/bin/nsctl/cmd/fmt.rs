@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use nsctl::netns_policy::graph::AllowGraph;
 use nsctl::netns_policy::layout::{LayoutError, lay_out};
-use nsctl::netns_policy::{PolicyErrors, Source};
-use nsctl::policy::{self, DEFAULT_PATHS, LIMIT, ReadError, ReadErrors};
+use nsctl::netns_policy::{PolicyErrors, Source, Trust};
+use nsctl::policy::{self, DEFAULT_PATHS, LIMIT, ReadError, ReadErrors, VENDOR};
 use nsctl::{Error, rewrite};
 use serde_json::json;
 
@@ -60,19 +60,21 @@ fn tell(args: &Args, all: &[Laid], check: bool) {
 /// ship is not ours to change.
 fn read(args: &Args, paths: &[PathBuf]) -> Result<Vec<Source>, Error> {
     let named = if paths.is_empty() { &args.policy[..] } else { paths };
-    if !named.is_empty() {
-        let mut sources = Vec::new();
-        for path in named {
-            sources.extend(policy::read(std::slice::from_ref(path))?.sources);
+    let mut sources = Vec::new();
+    if named.is_empty() {
+        let own = DEFAULT_PATHS.iter().filter(|path| **path != VENDOR).map(PathBuf::from);
+        let (there, missing): (Vec<_>, Vec<_>) = own.partition(|path| path.exists());
+        if there.is_empty() {
+            return Err(ReadErrors::from(ReadError::Missing { paths: missing }).into());
         }
-        return Ok(sources);
+        sources = policy::read(&there)?.sources;
     }
-    let own = DEFAULT_PATHS.iter().map(PathBuf::from).filter(|path| !path.starts_with("/usr"));
-    let (there, missing): (Vec<_>, Vec<_>) = own.partition(|path| path.exists());
-    if there.is_empty() {
-        return Err(ReadErrors::from(ReadError::Missing { paths: missing }).into());
+    for path in named {
+        // Each by itself: a file that is masked by another has a layout all the same.
+        sources.extend(policy::read(std::slice::from_ref(path))?.sources);
     }
-    Ok(policy::read(&there)?.sources)
+    sources.retain(|source| source.trust == Trust::Operator);
+    Ok(sources)
 }
 
 /// What comes on stdin: JSON when it begins like an object, else TOML.
