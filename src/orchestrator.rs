@@ -362,10 +362,10 @@ impl Orchestrator {
         let _guard = store.lock()?;
         self.remove_leftovers(&checked.graph.network().name)?;
         let mut planned = self.planned(checked, &store, capabilities)?;
-        if self.adopt_sysctls(&planned, &store)? {
-            planned = self.planned(planned.checked, &store, capabilities)?;
-        }
         planned.proof = Some(proved(&planned)?);
+        if self.adopt_sysctls(&planned, &store)? {
+            planned = self.planned_again(planned, &store, capabilities)?;
+        }
         let first = planned.clone();
         let mut report = Report::default();
         for turn in 1.. {
