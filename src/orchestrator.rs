@@ -435,11 +435,10 @@ impl Orchestrator {
         let _guard = store.lock()?;
         self.remove_leftovers(&checked.graph.network().name)?;
         let mut planned = self.planned(checked, &store, capabilities)?;
+        planned.proof = Some(proved(&planned)?);
         if self.adopt_sysctls(&planned, &store)? {
-            planned = self.planned(planned.into_checked(), &store, capabilities)?;
+            planned = self.planned_again(planned, &store, capabilities)?;
         }
-        let proof = proved(&planned)?;
-        planned.proof = Some(proof);
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
         for turn in 1.. {
@@ -462,6 +461,7 @@ impl Orchestrator {
             }
         }
         let notes = self.notes(&planned);
+        let proof = planned.proof.expect("every turn is planned with its proof");
         Ok(Applied { checked: planned.checked, addresses: planned.addresses, changes, report, notes, proof })
     }
 

@@ -47,7 +47,7 @@ use crate::packet::Packet;
 use crate::ruleset::compile::LEG;
 use crate::ruleset::decide::conntrack::CtState;
 use crate::ruleset::decide::{Env, hooks};
-use crate::ruleset::{Expr, Family, HookPoint, MetaKey, Ruleset};
+use crate::ruleset::{Expr, Family, Field, HookPoint, MetaKey, Ruleset};
 use crate::topology::{Place, leg_link};
 use class::{Class, Ct, Ip, Var};
 use compare::{Deviation, compare};
@@ -361,8 +361,20 @@ fn word(point: HookPoint) -> &'static str {
 fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
     let mut names: BTreeSet<String> = own.iter().map(|name| (*name).to_owned()).collect();
     let mut indexes: BTreeSet<u32> = BTreeSet::new();
-    let chains = rules.tables.values().flat_map(|table| table.chains.values());
-    for rule in chains.flat_map(|chain| &chain.rules) {
+    let every_rule = || rules.tables.values().flat_map(|table| table.chains.values()).flat_map(|chain| &chain.rules);
+    let asks = |keys: &[MetaKey]| {
+        let mut all = every_rule().flat_map(|rule| &rule.0);
+        all.any(|expr| matches!(expr, Expr::Meta { key, .. } if keys.contains(key)))
+    };
+    for set in rules.tables.values().flat_map(|table| table.sets.values()) {
+        let mut at = 0;
+        for field in &set.key {
+            let here = set.elements.keys().filter_map(|key| key.from.get(at..at + 4)?.try_into().ok());
+            indexes.extend(here.filter(|_| *field == Field::IfaceIndex).map(u32::from_ne_bytes));
+            at += field.padded_len();
+        }
+    }
+    for rule in every_rule() {
         for (load, cmp) in rule.0.iter().zip(rule.0.iter().skip(1)) {
             let (Expr::Meta { key, .. }, Expr::Cmp { data, .. }) = (load, cmp) else { continue };
             match key {
@@ -384,8 +396,14 @@ fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
     // On the host, where groups are asked for, links of ours are those with a `+` in their name.
     let group = |name: &str| if name.contains('+') { GROUP } else { 0 };
     let named = |index: u32, name: &str| Link { index, name: name.to_owned(), group: group(name) };
-    // A name that nobody names, and one of another network of ours.
-    let others = ["other0", "other+leg"].map(str::to_owned);
+    // Where they ask for names, one that nobody names; where they ask for groups, one of another network of ours.
+    let mut others = Vec::new();
+    if asks(&[MetaKey::Iifname, MetaKey::Oifname]) {
+        others.push("other0".to_owned());
+    }
+    if asks(&[MetaKey::Iifgroup, MetaKey::Oifgroup]) {
+        others.push("other+leg".to_owned());
+    }
     let mut links = vec![named(LO, "lo")];
     links.extend(indexes.iter().map(|index| named(*index, "other0")));
     links.extend(names.iter().chain(&others).map(|name| named(free, name)));

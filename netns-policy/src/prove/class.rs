@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
 
 use super::numbers::Numbers;
 
@@ -209,19 +210,22 @@ impl Var {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Class {
     ip: Ip,
-    /// `None` where it can be any number.
-    sets: [Option<Numbers>; VARS],
+    /// `None` where it can be any number. Shared, as most copies are only looked at.
+    sets: Rc<[Option<Numbers>; VARS]>,
 }
 
 impl Class {
     /// Every frame with these headers, and more: see [`Class::frames`].
     pub(super) fn every(ip: Ip) -> Self {
-        let mut class = Self { ip, sets: Default::default() };
-        class.sets[Var::Ether as usize] = Some(match ip {
-            Ip::V4 => Numbers::one(0x0800),
-            Ip::V6 => Numbers::one(0x86dd),
-            Ip::Neither => Numbers::range(0, 0xffff).without(&Numbers::each([0x0800, 0x86dd])),
-        });
+        let mut class = Self { ip, sets: Rc::default() };
+        class.put(
+            Var::Ether,
+            Some(match ip {
+                Ip::V4 => Numbers::one(0x0800),
+                Ip::V6 => Numbers::one(0x86dd),
+                Ip::Neither => Numbers::range(0, 0xffff).without(&Numbers::each([0x0800, 0x86dd])),
+            }),
+        );
         class
     }
 
@@ -299,8 +303,12 @@ impl Class {
 
     fn set(&self, var: Var, numbers: Numbers) -> Self {
         let mut class = self.clone();
-        class.sets[var as usize] = Some(numbers);
+        class.put(var, Some(numbers));
         class
+    }
+
+    fn put(&mut self, var: Var, numbers: Option<Numbers>) {
+        Rc::make_mut(&mut self.sets)[var as usize] = numbers;
     }
 
     /// For whoever describes a class: the same, with `var` among `numbers`.
@@ -317,13 +325,13 @@ impl Class {
     #[must_use]
     pub(super) fn any(&self, var: Var) -> Self {
         let mut class = self.clone();
-        class.sets[var as usize] = None;
+        class.put(var, None);
         class
     }
 
     pub(super) fn meets(&self, other: &Self) -> bool {
         self.ip == other.ip
-            && self.sets.iter().zip(&other.sets).all(|sets| match sets {
+            && self.sets.iter().zip(other.sets.iter()).all(|sets| match sets {
                 (Some(a), Some(b)) => a.meets(b),
                 _ => true,
             })
@@ -355,6 +363,7 @@ impl Class {
     }
 
     /// Whether a packet with these numbers is one of them.
+    #[cfg(test)]
     pub(super) fn holds(&self, ip: Ip, point: &[u128; VARS]) -> bool {
         let inside = |var: Var| self.narrow(var).is_none_or(|numbers| numbers.holds(point[var as usize]));
         self.ip == ip && Var::ALL.into_iter().all(inside)
