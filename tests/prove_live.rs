@@ -50,10 +50,10 @@ const CHANGES: [(&str, &str, &str); 7] = [
 fn what_the_kernel_holds_is_proved_and_a_change_of_it_is_refuted() {
     in_sandbox(|| {
         let network = Network::new("prove", POLICY);
-        let planned = network.apply().planned;
+        let applied = network.apply();
         let live = network.nsctl.prove_live().unwrap_or_else(|error| panic!("{}", chain(&error)));
         // The same rules make the same classes, but for what depends on which links exist.
-        assert_eq!(Some(live), planned.proof);
+        assert_eq!(live, applied.proof);
         for (place, change, word) in CHANGES {
             let command = match place {
                 "host" => format!("nft '{change}'"),

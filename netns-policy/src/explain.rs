@@ -124,6 +124,15 @@ impl ExplainError {
     }
 }
 
+/// The ports that `port` of `to` means; nothing for any.
+///
+/// # Errors
+///
+/// [`ExplainError`] when one of the two does not exist.
+pub fn asked(graph: &AllowGraph, to: &str, port: &str) -> Result<Option<Ports>, ExplainError> {
+    ports(graph, &goal(graph, to)?, to, port)
+}
+
 /// Whether `from` may open a connection to `port` of `to`, and why.
 ///
 /// `from` is a service, `host`, a peer, `wan` or `lan`; `to` is a service, `host`, `wan`, `lan`,
