@@ -17,7 +17,6 @@ use netns_policy::address::AddressBook;
 use netns_policy::name::NetworkName;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::kernel::sysctl::Sysctl;
@@ -154,7 +153,7 @@ impl Store {
     ///
     /// When the file is there and cannot be read or understood: addresses are never guessed anew over a broken record.
     pub fn addresses(&self) -> Result<AddressBook, StoreError> {
-        self.read(ADDRESSES)
+        self.read(ADDRESSES, AddressBook::from_json)
     }
 
     /// Records addresses.
@@ -188,7 +187,7 @@ impl Store {
     }
 
     fn recorded_sysctls(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        let recorded: BTreeMap<String, String> = self.read(SYSCTLS)?;
+        let recorded: BTreeMap<String, String> = self.read(SYSCTLS, |text| serde_json::from_slice(text))?;
         let this = Sysctl::at(BOOT).read().ok();
         let another = |boot: &String| this.as_ref().is_some_and(|this| this != boot);
         Ok(if recorded.get(BOOT).is_some_and(another) { BTreeMap::new() } else { recorded })
@@ -244,14 +243,18 @@ impl Store {
         Ok(aside)
     }
 
-    fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
+    fn read<T: Default>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+    ) -> Result<T, StoreError> {
         let path = self.directory.join(name);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
             Err(source) => return Err(StoreError::Io { action: "read", path, source }),
         };
-        serde_json::from_slice(&text).map_err(|source| StoreError::Corrupt { path, source })
+        parse(&text).map_err(|source| StoreError::Corrupt { path, source })
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
