@@ -90,6 +90,12 @@ impl Draft {
     }
 }
 
+/// The code of the finding that a value is a secret, which does not repeat it.
+pub(crate) const SECRET: &str = "E0705";
+
+/// What is said of a mistake in a value that is masked: any other message may quote it.
+const UNSAID: &str = "this value is not right, and not shown, because its key speaks of a secret";
+
 /// Everything found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -147,7 +153,11 @@ impl Findings {
         let mut drafts = self.drafts;
         drafts.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
         let place = |at: At| Place::new(&masked[at.file], texts.location(at), at.start..at.end);
+        let mut secrets = self.secrets;
+        secrets.sort();
         let all = drafts.into_iter().map(|draft| {
+            let shows = draft.code != SECRET && secrets.binary_search(&draft.at).is_ok();
+            let draft = if shows { Draft::new(draft.code, draft.at, UNSAID) } else { draft };
             let second = draft.second.map(|(at, label)| (place(at), label));
             Finding::new(draft.code, draft.message, place(draft.at)).with(draft.label, second, draft.help)
         });
