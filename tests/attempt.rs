@@ -1,13 +1,20 @@
 //! `why --live`: each verdict is met once for real, beside a connection that succeeds.
 
+#![allow(clippy::disallowed_methods, reason = "a process that lives in a service")]
+
 mod common;
 
 use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::network::Network;
 use common::{in_sandbox, ip, netns};
+use netns_policy::explain::stands::{refusal, stands};
+use netns_policy::port::Protocol;
+use netns_policy::topology::Place;
+use nix::mount::{MsFlags, mount};
 use nsctl::attempt::{Attempt, AttemptError, Question, attempt};
 
 const SHOP: &str = r#"schema = 1
@@ -18,6 +25,7 @@ may_connect.web = ["http"]
 accepts = { metrics = { port = "tcp:9100", from = ["web"] } }
 
 [service.db]
+unit = "db.service"
 ports = { sql = "tcp:5432", log = "udp:5514" }
 
 [service.web]
@@ -109,6 +117,74 @@ fn a_service_that_runs_on_the_host_is_noticed() {
         assert!(says(&network, "web", "db", SQL).contains("on the host somebody listens on that port"));
         let _inside = listen(&network, "db", 5432);
         assert_eq!(codes(&network, "web", "db", SQL), ["connected", "connected"]);
+    });
+}
+
+/// A control group, as systemd makes one for each unit, in the place of the machine's own.
+#[test]
+fn a_unit_that_runs_outside_of_its_namespace_is_noticed() {
+    in_sandbox(|| {
+        let network = shop();
+        mount(Some("groups"), "/sys/fs/cgroup", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        std::fs::create_dir_all("/sys/fs/cgroup/system.slice/db.service").unwrap();
+        let group = "/sys/fs/cgroup/system.slice/db.service/cgroup.procs";
+        std::fs::write(group, "").unwrap();
+        assert!(!says(&network, "web", "db", SQL).contains("of its unit"));
+        std::fs::write(group, format!("{}\n", std::process::id())).unwrap();
+        let met = ask(&network, "web", "db", SQL).unwrap();
+        let verdict = &met.tries[0].verdict;
+        assert!(verdict.to_string().ends_with("1 process of its unit lives in another namespace"), "{verdict}");
+        assert!(
+            verdict.next("web", "db", "").unwrap().contains("`nsctl env db`"),
+            "{:?}",
+            verdict.next("web", "db", "")
+        );
+        // And who lives where it should is not accused.
+        let mut sleeping = Command::new("ip");
+        let mut sleeping = sleeping.args(["netns", "exec", "shop-db", "sleep", "60"]).spawn().unwrap();
+        std::fs::write(group, format!("{}\n", sleeping.id())).unwrap();
+        let deadline = Instant::now() + common::network::SOON;
+        while says(&network, "web", "db", SQL).contains("of its unit") && Instant::now() < deadline {}
+        let inside = says(&network, "web", "db", SQL);
+        sleeping.kill().unwrap();
+        sleeping.wait().unwrap();
+        assert_eq!(inside, "it arrived, and nobody listens there");
+    });
+}
+
+/// nft(8) finds each element under the key that `why` names, and lists each rule as `why` does.
+#[test]
+fn nft_finds_what_is_named() {
+    in_sandbox(|| {
+        let network = Network::example("bitcoin-node");
+        network.apply();
+        let planned = network.planned();
+        let mut found = 0;
+        for edge in planned.checked.graph.edges() {
+            let place = |name: String| if name == "host" { Place::Host } else { Place::Service(name.parse().unwrap()) };
+            let (from, to) = (place(edge.from.to_string()), place(edge.to.to_string()));
+            for stand in stands(&planned.desired, &from, &to, Some(edge.ports)) {
+                let place = if stand.place == "fabric" { "fabric" } else { &stand.place };
+                let key = stand.element.split(" : ").next().unwrap();
+                network.nft(place, &format!("get element {} {} {{ {key} }}", stand.table, stand.set));
+                found += 1;
+            }
+            let all = stands(&planned.desired, &from, &to, Some(edge.ports));
+            let first = all.first().expect("every edge stands somewhere");
+            let listed = network.nft("fabric", &format!("list chain {} {}", first.table, first.chain));
+            assert!(listed.lines().any(|line| line.trim() == first.rule), "{}\n{listed}", first.rule);
+        }
+        assert!(found > 200, "{found}");
+        let refused = refusal(
+            &planned.desired,
+            &Place::Service("rtl".parse().unwrap()),
+            &Place::Service("bitcoind".parse().unwrap()),
+            Protocol::Tcp,
+            8332,
+        )
+        .unwrap();
+        let listed = network.nft("rtl", &format!("list chain {} {}", refused.table, refused.chain));
+        assert!(listed.lines().any(|line| line.trim() == refused.rule), "{}\n{listed}", refused.rule);
     });
 }
 

@@ -260,8 +260,8 @@ fn answers_for_programs_have_the_documented_keys() {
         assert_eq!(json("prove --live")["classes"], json("plan")["proof"]["classes"]);
         let why = json("why web db:sql");
         let yes =
-            ["answer", "at", "bytes", "elements", "from", "live", "packets", "port", "refusal", "refused", "through"];
-        assert_eq!(keys(&why), [&yes[..], &["to", "what"]].concat());
+            ["answer", "at", "bytes", "elements", "from", "live", "packets", "port", "refusal", "refused", "state"];
+        assert_eq!(keys(&why), [&yes[..], &["through", "to", "what"]].concat());
         let element = ["chain", "element", "netns", "packets", "place", "rule", "set", "table"];
         assert_eq!(keys(&why["elements"][0]), element);
         let why_not = json("why --live db web:http");

@@ -345,7 +345,8 @@ impl fmt::Display for Absence<'_> {
             f.write_str("; no process lives in the namespace")?;
         }
         if !astray.is_empty() {
-            write!(f, "; {} of its unit live in another namespace", astray.len())?;
+            let processes = if astray.len() == 1 { "process of its unit lives" } else { "processes of its unit live" };
+            write!(f, "; {} {processes} in another namespace", astray.len())?;
         }
         if *on_host {
             f.write_str("; on the host somebody listens on that port")?;

@@ -120,8 +120,17 @@ fn passed(planned: &Planned, question: &Question) -> Option<(u64, u64)> {
     Some(passed.fold((0, 0), |(packets, bytes), one| (packets + one.packets, bytes + one.bytes)))
 }
 
+/// How it is with a way in, as `status` has it.
+fn state(explanation: &Explanation) -> Option<&'static str> {
+    let outside = matches!(&explanation.answer, Answer::Yes(reach) if reach.is_way_in);
+    outside.then_some("not served")
+}
+
 fn text(args: &Args, explanation: &Explanation, kernel: &Kernel) {
     output::line(explanation);
+    if let Some(state) = state(explanation) {
+        output::line(format_args!("     {state} yet: nothing is open for it"));
+    }
     if let Some((packets, bytes)) = kernel.passed {
         output::line(format_args!("     passed so far: {packets} packets, {bytes} bytes"));
     }
@@ -160,6 +169,7 @@ fn as_json(explanation: &Explanation, kernel: &Kernel, attempt: Option<&Attempt>
     let mut answer = json!(explanation);
     if let Answer::Yes(reach) = &explanation.answer {
         answer["through"] = json!(reach.through);
+        answer["state"] = json!(state(explanation));
     }
     answer["packets"] = json!(kernel.passed.map(|(packets, _)| packets));
     answer["bytes"] = json!(kernel.passed.map(|(_, bytes)| bytes));
