@@ -8,7 +8,7 @@ use netns_policy::ruleset::decide::Decision;
 use netns_policy::ruleset::decide::walk::{Connections, Sender, World};
 use netns_policy::ruleset::delta::{Delta, Op};
 use netns_policy::ruleset::expect::{Ip, Kind, PacketClass, classes, expected, outside};
-use netns_policy::ruleset::{Expr, Family, Key, Reg, Rule, Ruleset, Set, Table, Verdict};
+use netns_policy::ruleset::{Expr, Key, Reg, Rule, Ruleset, Set};
 use proptest::prelude::*;
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
