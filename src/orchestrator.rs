@@ -247,13 +247,6 @@ pub struct Planned {
     pub proof: Option<Proof>,
 }
 
-impl Planned {
-    /// The policy alone: the rest is gone when the next look is taken, since two looks at a large network fill the memory.
-    fn into_checked(self) -> Checked {
-        self.checked
-    }
-}
-
 /// What `apply` did.
 #[derive(Debug)]
 pub struct Applied {
