@@ -63,6 +63,7 @@ pub mod rewrite;
 pub mod sandbox;
 pub mod status;
 pub mod store;
+pub mod trial;
 pub(crate) mod trusted;
 pub mod unit;
 pub mod uplink;

@@ -19,17 +19,17 @@ use crate::orchestrator::{Error, Orchestrator, Planned};
 use crate::verify::{self, Expected, Options, Place, Probe, Report, VerifyError};
 
 /// A port that no policy of ours is likely to declare; where one does, it is probed as declared.
-const UNDECLARED: u16 = 65000;
+pub(crate) const UNDECLARED: u16 = 65000;
 
 /// The link-local address that a wire's Ethernet address would give (RFC 4291, appendix A): nobody has it.
-const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
+pub(crate) const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
 
 /// Cloud metadata.
-const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+pub(crate) const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 
 /// The place of everything outside. One for all of it: a namespace has one listener for a port, and whoever is asked at
 /// another address there would answer with another's name. No service can be called so.
-const OUTSIDE: &str = "the outside";
+pub(crate) const OUTSIDE: &str = "the outside";
 
 /// What stands for a network outside.
 #[derive(Debug, Default)]
@@ -79,12 +79,17 @@ pub fn verify(
     outside: &Outside,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, MatrixError> {
-    let planned = nsctl.plan().map_err(Box::new)?;
-    // What is foreign is told by `status`; it is no reason not to look.
-    if let Some(what) = crate::status::undone(&planned).into_iter().next() {
-        return Err(MatrixError::NotApplied { what });
-    }
+    let planned = nsctl.look().map_err(Box::new)?;
+    is_applied(&planned)?;
     compare(&planned, outside, &nsctl.options().netns, progress)
+}
+
+/// What is foreign is told by `status`; it is no reason not to look.
+pub(crate) fn is_applied(planned: &Planned) -> Result<(), MatrixError> {
+    match crate::status::undone(planned).into_iter().next() {
+        Some(what) => Err(MatrixError::NotApplied { what }),
+        None => Ok(()),
+    }
 }
 
 /// Really connects every pair that `planned` knows, whatever has become of the kernel since it was looked at. `pins` is
@@ -104,7 +109,8 @@ pub fn compare(
     Ok(verify::run(&places, &all, &Options::default(), progress)?)
 }
 
-fn places(planned: &Planned, outside: &Outside, pins: &Path) -> Result<Vec<Place>, MatrixError> {
+/// Where probes start and arrive: every service, the host, and what is outside.
+pub(crate) fn places(planned: &Planned, outside: &Outside, pins: &Path) -> Result<Vec<Place>, MatrixError> {
     let open = |netns: &str| {
         let opened = Netns::open(&pins.join(netns));
         opened.map_err(|source| MatrixError::Netns { netns: netns.to_owned(), source })
@@ -131,7 +137,8 @@ fn places(planned: &Planned, outside: &Outside, pins: &Path) -> Result<Vec<Place
     Ok(places)
 }
 
-fn host_addresses(planned: &Planned) -> BTreeSet<IpAddr> {
+/// Every address of the host, those on its wire and on its leg too.
+pub(crate) fn host_addresses(planned: &Planned) -> BTreeSet<IpAddr> {
     let wire = planned.desired.wires.get(&Wired::Host).map(|wire| wire.addresses);
     let wire = wire.iter().flat_map(|addresses| addresses.iter().collect::<Vec<_>>());
     let leg = planned.desired.leg.iter().flat_map(|leg| leg.host.iter().collect::<Vec<_>>());
@@ -198,8 +205,9 @@ impl Probes<'_> {
 
     fn to_outside(&self, probes: &mut Vec<Probe>, from: &Service) {
         let known = self.outside.netns.is_some();
-        let wan = or(&self.outside.wan, &["203.0.113.10", "2001:db8:ffff::10"]);
-        let lan = if self.outside.lan.is_empty() { self.someone_on_lan() } else { self.outside.lan.clone() };
+        let or = |given: &[IpAddr], else_: Vec<IpAddr>| if given.is_empty() { else_ } else { given.to_vec() };
+        let wan = or(&self.outside.wan, someone_on_wan());
+        let lan = or(&self.outside.lan, someone_on_lan(self.planned));
         let named = |given: &[IpAddr]| known || !given.is_empty();
         let mut reach = |addresses: &[IpAddr], provable: bool, open: &dyn Fn(IpAddr, Protocol) -> bool| {
             for address in addresses.iter().copied().filter(|address| self.has_family(*address)) {
@@ -233,22 +241,24 @@ impl Probes<'_> {
         }
     }
 
-    fn someone_on_lan(&self) -> Vec<IpAddr> {
-        let own = &self.planned.observed.host.addresses;
-        let prefixes = self.graph().network().lan.iter();
-        prefixes.filter_map(|prefix| prefix.iter().skip(1).find(|address| !own.contains(address))).collect()
-    }
-
     fn has_family(&self, address: IpAddr) -> bool {
         address.is_ipv4() || self.graph().network().pool6.is_some()
     }
 }
 
 /// The port that is probed outside.
-const OUTSIDE_PORT: u16 = 443;
+pub(crate) const OUTSIDE_PORT: u16 = 443;
 
-fn or(given: &[IpAddr], else_: &[&str]) -> Vec<IpAddr> {
-    if given.is_empty() { else_.iter().filter_map(|text| text.parse().ok()).collect() } else { given.to_vec() }
+/// Addresses of the internet at which nobody is (RFC 5737, RFC 3849).
+pub(crate) fn someone_on_wan() -> Vec<IpAddr> {
+    ["203.0.113.10", "2001:db8:ffff::10"].iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// An address of each prefix of the local network that is not the host's.
+pub(crate) fn someone_on_lan(planned: &Planned) -> Vec<IpAddr> {
+    let own = &planned.observed.host.addresses;
+    let prefixes = planned.checked.graph.network().lan.iter();
+    prefixes.filter_map(|prefix| prefix.iter().skip(1).find(|address| !own.contains(address))).collect()
 }
 
 /// What is probed at a service: both ends of each declared range, the same numbers of the other protocol, and a port

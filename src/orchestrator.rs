@@ -18,8 +18,10 @@ use netns_policy::name::NetworkName;
 use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
 use netns_policy::port::Protocol;
+use netns_policy::prove::{Counterexample, Proof, prove, prove_observed};
 use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::{Place, fabric_netns, is_netns_of};
+use netns_policy::trial::Trial;
 use thiserror::Error;
 
 use crate::kernel::listener::listeners;
@@ -170,6 +172,12 @@ pub enum Error {
     /// The connections cannot be tried.
     #[error(transparent)]
     Verify(Box<crate::matrix::MatrixError>),
+    /// The compiled rules would do another thing than the policy says: a mistake of ours, and nothing is changed.
+    #[error("the compiled rules do not do what the policy says")]
+    Unproved(#[source] Box<Counterexample>),
+    /// The rules that the kernel holds do another thing than the policy says.
+    #[error("the rules in the kernel do not do what the policy says")]
+    Refuted(#[source] Box<Counterexample>),
     /// A file that was asked for cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -235,6 +243,8 @@ pub struct Planned {
     pub desired: Desired,
     /// What to do.
     pub plan: Plan,
+    /// That `desired` does what the policy says; `None` where nobody asked.
+    pub proof: Option<Proof>,
 }
 
 impl Planned {
@@ -257,6 +267,8 @@ pub struct Applied {
     pub report: Report,
     /// What works otherwise than the operator may think.
     pub notes: Vec<Note>,
+    /// That what was made does what the policy says.
+    pub proof: Proof,
 }
 
 /// Something that the operator should know, though nothing failed.
@@ -324,17 +336,70 @@ impl Orchestrator {
         }
     }
 
-    /// What [`Orchestrator::apply`] would do. Changes nothing.
+    /// The same, and compiles the policy for an empty machine and proves that its rules do what it says. Reads neither
+    /// the kernel nor a record.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::check`]; [`Error::Unproved`].
+    pub fn check_and_prove(&self) -> Result<(Checked, Proof), Error> {
+        let (book, nothing) = (AddressBook::default(), Observed::default());
+        let planned = self.planned_on(self.check()?, &book, nothing, Capabilities::default())?;
+        let proof = proved(&planned)?;
+        Ok((planned.checked, proof))
+    }
+
+    /// Every `[[test]]` and `[[never]]` with its outcome, of a policy that may break them. Needs no privilege.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::check`], but for broken tests and invariants.
+    pub fn trials(&self) -> Result<Vec<Trial>, Error> {
+        Ok(AllowGraph::trials(&policy::read(&self.options.policy)?.sources)?)
+    }
+
+    /// What [`Orchestrator::apply`] would do, with the proof that it is what the policy says. Changes nothing.
     ///
     /// # Errors
     ///
     /// When the policy is wrong, the kernel cannot be asked (`EPERM` without CAP_NET_ADMIN and CAP_SYS_ADMIN) or lacks
-    /// something, or a namespace of that name is somebody else's.
+    /// something, or a namespace of that name is somebody else's; [`Error::Unproved`].
     pub fn plan(&self) -> Result<Planned, Error> {
+        let mut planned = self.look()?;
+        planned.proof = Some(proved(&planned)?);
+        Ok(planned)
+    }
+
+    /// The same without a proof, for who only looks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan`].
+    pub fn look(&self) -> Result<Planned, Error> {
         let checked = self.check()?;
         let capabilities = probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
         self.planned(checked, &store, capabilities)
+    }
+
+    /// Proves of the compiled rules that they do what the policy says, as they are for an empty machine with the
+    /// recorded addresses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan_offline`].
+    pub fn prove(&self) -> Result<Proof, Error> {
+        proved(&self.planned_offline()?)
+    }
+
+    /// Reads the rules that the kernel holds and proves that they do what the policy says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan`]; [`Error::Refuted`].
+    pub fn prove_live(&self) -> Result<Proof, Error> {
+        let Planned { checked, addresses, observed, desired, .. } = self.look()?;
+        prove_observed(&checked.graph, &addresses, &observed, &desired).map_err(Error::Refuted)
     }
 
     /// What would be done on a machine on which nothing exists yet. Asks no kernel, and needs no privilege but to read
@@ -344,13 +409,19 @@ impl Orchestrator {
     ///
     /// When the policy is wrong or the recorded addresses cannot be read.
     pub fn plan_offline(&self) -> Result<Planned, Error> {
+        let mut planned = self.planned_offline()?;
+        planned.proof = Some(proved(&planned)?);
+        Ok(planned)
+    }
+
+    fn planned_offline(&self) -> Result<Planned, Error> {
         let checked = self.check()?;
         let store = self.store(&checked.graph.network().name);
         let book = store.addresses()?;
         self.planned_on(checked, &book, Observed::default(), Capabilities::default())
     }
 
-    /// Makes it so. A second call does nothing.
+    /// Makes it so, once it is proved that it is what the policy says. A second call does nothing.
     ///
     /// # Errors
     ///
@@ -364,14 +435,15 @@ impl Orchestrator {
         let _guard = store.lock()?;
         self.remove_leftovers(&checked.graph.network().name)?;
         let mut planned = self.planned(checked, &store, capabilities)?;
+        planned.proof = Some(proved(&planned)?);
         if self.adopt_sysctls(&planned, &store)? {
-            planned = self.planned(planned.into_checked(), &store, capabilities)?;
+            planned = self.planned_again(planned, &store, capabilities)?;
         }
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
         for turn in 1.. {
             self.carry_out(&planned, &store, &mut report, turn == TURNS)?;
-            planned = self.planned(planned.into_checked(), &store, capabilities)?;
+            planned = self.planned_again(planned, &store, capabilities)?;
             match planned.plan.steps.first() {
                 None => break,
                 // Somebody inside spoils it each time; everybody else is served.
@@ -389,7 +461,8 @@ impl Orchestrator {
             }
         }
         let notes = self.notes(&planned);
-        Ok(Applied { checked: planned.checked, addresses: planned.addresses, changes, report, notes })
+        let proof = planned.proof.expect("every turn is planned with its proof");
+        Ok(Applied { checked: planned.checked, addresses: planned.addresses, changes, report, notes, proof })
     }
 
     /// Removes all that is ours; the recorded addresses stay, so that the services get them again.
@@ -454,7 +527,7 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan`].
     pub fn status(&self) -> Result<Status, Error> {
-        let planned = self.plan()?;
+        let planned = self.look()?;
         let mut status = Status::of(&planned);
         let linux = self.kernel(&planned.desired.network)?;
         for service in planned.checked.graph.services() {
@@ -555,6 +628,16 @@ impl Orchestrator {
         self.planned_on(checked, &book, observed, capabilities)
     }
 
+    /// What is left to do. Another host network or other indexes make other rules, and those want a proof of their own.
+    fn planned_again(&self, done: Planned, store: &Store, capabilities: Capabilities) -> Result<Planned, Error> {
+        // What was seen and planned is gone before the next look: two of them at a large network fill the memory.
+        let Planned { checked, desired, proof, observed: Observed { host, .. }, .. } = done;
+        let mut next = self.planned(checked, store, capabilities)?;
+        let same = next.desired == desired && next.observed.host == host;
+        next.proof = if same { proof } else { Some(proved(&next)?) };
+        Ok(next)
+    }
+
     fn planned_on(
         &self,
         checked: Checked,
@@ -574,7 +657,7 @@ impl Orchestrator {
         }
         let plan = Plan::between(&observed, &desired);
         let book = AddressBook { next_index, ..addresses.book().clone() };
-        Ok(Planned { addresses, book, observed, desired, plan, checked })
+        Ok(Planned { addresses, book, observed, desired, plan, checked, proof: None })
     }
 
     /// What another network has set already is not as it was before us: its record of that becomes ours too, so that
@@ -640,6 +723,11 @@ fn addresses_seen(observed: &Observed, network: &NetworkName) -> BTreeMap<String
         observed.fabric_knows(network, name).then(|| (name.to_owned(), link.addresses.clone()))
     });
     seen.collect()
+}
+
+fn proved(planned: &Planned) -> Result<Proof, Error> {
+    let Planned { checked, addresses, observed, desired, .. } = planned;
+    prove(&checked.graph, addresses, &observed.host, desired).map_err(Error::Unproved)
 }
 
 /// Taking down must not depend on a disk that takes no more writes.

@@ -212,9 +212,9 @@ fn answers_for_programs_have_the_documented_keys() {
     in_sandbox(|| {
         own_etc();
         write_policy(SHOP);
-        assert_eq!(keys(&json("plan")), ["changes", "steps"]);
+        assert_eq!(keys(&json("plan")), ["changes", "proof", "steps"]);
         let applied = json("apply");
-        assert_eq!(keys(&applied), ["changes", "done", "notes", "warnings"]);
+        assert_eq!(keys(&applied), ["changes", "done", "notes", "proof", "warnings"]);
         assert_eq!(keys(&applied["changes"][0]), ["address4", "address6", "change", "name", "what"]);
         assert_eq!(keys(&applied["changes"][2]), ["change", "from", "ports", "range", "to", "what"]);
         let status = json("status");
@@ -228,6 +228,7 @@ fn answers_for_programs_have_the_documented_keys() {
         let verified = json("verify");
         assert_eq!(keys(&verified), ["elapsed_ms", "mismatches", "probes", "proven", "unproven"]);
         assert_eq!((&verified["probes"], &verified["mismatches"]), (&verified["proven"], &Value::Array(vec![])));
+        assert_eq!(json("prove --live")["classes"], json("plan")["proof"]["classes"]);
         let why = json("why web db:sql");
         assert!(why["packets"].as_u64().is_some_and(|packets| packets > 0), "verify has just used it: {why}");
         assert_eq!(keys(&json("down")), ["done", "network", "notes"]);
@@ -298,7 +299,7 @@ fn a_refusal_names_the_capability_that_is_missing() {
     in_sandbox(|| {
         own_etc();
         write_policy(SHOP);
-        for verb in ["apply", "down", "exec web -- true", "plan", "status", "verify"] {
+        for verb in ["apply", "down", "exec web -- true", "plan", "status", "test --live", "verify"] {
             let binary = [env!("CARGO_BIN_EXE_nsctl"), "-f", "/run/policy.toml", "--json"];
             let drop = ["--bounding-set=-net_admin", "--inh-caps=-net_admin"];
             let without = Command::new("setpriv").args(drop).args(binary).args(verb.split(' ')).output().unwrap();

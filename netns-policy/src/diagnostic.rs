@@ -84,12 +84,17 @@ pub struct Place {
     pub source_line: String,
     /// Where the span begins in `source_line`, in characters, and how many of them it covers there.
     underline: (usize, usize),
+    /// Whether what stands around it is short enough to be shown as it is.
+    is_narrow: bool,
     text: Arc<NamedSource<String>>,
 }
 
 impl Place {
     const BEFORE: usize = 60;
     const WIDEST: usize = 160;
+    /// The most bytes of a line, and the most lines of a span, that are shown whole.
+    const NARROW: usize = 400;
+    const LOWEST: usize = 20;
 
     pub(crate) fn new(text: &Arc<NamedSource<String>>, location: Location, span: Range<usize>) -> Self {
         let all = text.inner();
@@ -108,8 +113,19 @@ impl Place {
             span: start..end,
             source_line: shown.replace('\t', " "),
             underline: (before - skip, covered.clamp(1, Self::WIDEST)),
+            is_narrow: Self::is_narrow(all, line_start, end),
             text: Arc::clone(text),
         }
+    }
+
+    /// Whether the lines from `line_start` to `end`, and one before and one behind, are few and short.
+    fn is_narrow(text: &str, line_start: usize, end: usize) -> bool {
+        let before = &text[..line_start.saturating_sub(1)];
+        let before = before.len() - before.rfind('\n').map_or(0, |at| at + 1);
+        let behind = text[end..].split('\n').take(2).map(str::len).max().unwrap_or(0);
+        let lines = text[line_start..end].split('\n');
+        let (count, widest) = lines.fold((0, 0), |(count, widest), line| (count + 1, line.len().max(widest)));
+        count <= Self::LOWEST && before.max(widest).max(behind) <= Self::NARROW
     }
 }
 
@@ -148,15 +164,26 @@ pub type PolicyError = Finding;
 pub type Warning = Finding;
 
 impl Finding {
+    /// The longest sentence in bytes: names and keys that are quoted in it may be as long as a file.
+    const LONGEST: usize = 600;
+
     pub(crate) fn new(code: &'static str, message: String, at: Place) -> Self {
-        Self { code, message, at, label: None, second: None, help: None }
+        Self { code, message: Self::short(message), at, label: None, second: None, help: None }
     }
 
     pub(crate) fn with(mut self, label: Option<String>, second: Option<(Place, String)>, help: Option<String>) -> Self {
-        self.label = label;
-        self.second = second.map(|(at, label)| Box::new(Elsewhere { at, label }));
-        self.help = help;
+        self.label = label.map(Self::short);
+        self.second = second.map(|(at, label)| Box::new(Elsewhere { at, label: Self::short(label) }));
+        self.help = help.map(Self::short);
         self
+    }
+
+    fn short(mut text: String) -> String {
+        if text.len() > Self::LONGEST {
+            let behind = text.split_off(floor(&text, Self::LONGEST));
+            text.push_str(&format!("... ({} more bytes)", behind.len()));
+        }
+        text
     }
 
     /// The stable code, such as `E0201`.
@@ -192,6 +219,12 @@ impl Finding {
     /// Whether it leaves the policy in force.
     pub fn is_warning(&self) -> bool {
         self.code.starts_with('W')
+    }
+
+    /// Whether the lines around its places are few and short, so that they can be drawn whole. A policy may be one line
+    /// of a mebibyte; `{:#}` shows a part of it.
+    pub fn is_narrow(&self) -> bool {
+        self.at.is_narrow && self.second.as_deref().is_none_or(|second| second.at.is_narrow)
     }
 
     /// The same as plain fields, for `--json`.

@@ -3,17 +3,25 @@
 //! Names only: nothing here looks at a kernel. Whoever asks for a name that does not exist gets an [`ExplainError`]
 //! with the nearest one that does.
 
-use std::fmt;
+mod display;
+mod names;
+pub mod stands;
+
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr as _;
 
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::exposure::{Exposure, Way};
 use crate::graph::{AllowGraph, Cause, Dns, Edge, Location, Origin, Outbound, Service, Target};
+use crate::name::PortName;
 use crate::never::{Never, Start};
-use crate::port::{InvalidPort, Ports, Protocol, number};
-use crate::suggest::did_you_mean;
+use crate::port::{InvalidPort, Ports, Protocol};
+use crate::reach::{self, Node};
+
+pub(crate) use names::place;
+use names::{Goal, goal, port_text, ports};
 
 /// The answer to `FROM TO:PORT`.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -46,6 +54,15 @@ pub struct Reach {
     pub what: String,
     /// Where it is written; `None` for what needs no writing.
     pub at: Option<Location>,
+    /// What made it, where it is not written for exactly this: `connect."@chain"`, `outbound = "tor"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub through: Option<String>,
+}
+
+impl Reach {
+    fn new(what: impl Into<String>, at: Option<Location>) -> Self {
+        Self { what: what.into(), at, through: None }
+    }
 }
 
 /// What is missing.
@@ -59,6 +76,8 @@ pub struct No {
     pub closest: Option<Reach>,
     /// The invariants that would not hold if this were allowed.
     pub breaks: Vec<Reach>,
+    /// A shortest chain of other rights that leads there all the same, one service after the other; empty when none does.
+    pub chain: Vec<Reach>,
 }
 
 /// A question that cannot be answered, because it names what does not exist.
@@ -114,111 +133,13 @@ impl ExplainError {
 ///
 /// [`ExplainError`] when one of the three does not exist.
 pub fn explain(graph: &AllowGraph, from: &str, to: &str, port: &str) -> Result<Explanation, ExplainError> {
-    let start = start(graph, from)?;
+    let start = place(graph, from)?;
     let goal = goal(graph, to)?;
     let ports = ports(graph, &goal, to, port)?;
     let shown = ports.map(|ports| port_text(graph, &goal, ports)).unwrap_or_default();
     let asked = Question { graph, start, goal, ports, from, to, port: &shown };
     let answer = asked.answer();
     Ok(Explanation { from: from.to_owned(), to: to.to_owned(), port: shown, answer })
-}
-
-enum Goal {
-    Inside(Target),
-    /// Defined, and switched off.
-    Disabled,
-    Lan,
-    Metadata,
-    /// The gateway, which resolves names for those with `dns = "direct"`.
-    Uplink,
-    Wan,
-}
-
-fn start(graph: &AllowGraph, name: &str) -> Result<Start, ExplainError> {
-    let peer = || graph.peers().find(|peer| peer.name.as_str() == name).map(|peer| Start::Peer(peer.name.clone()));
-    let word = match name {
-        "host" => Some(Start::Inside(Origin::Host)),
-        "lan" => Some(Start::Lan),
-        "wan" => Some(Start::Wan),
-        _ => None,
-    };
-    let service = || service_name(graph, name).map(|name| Start::Inside(Origin::Service(name)));
-    word.or_else(service).or_else(peer).ok_or_else(|| {
-        let peers = graph.peers().map(|peer| peer.name.as_str());
-        unknown("service or peer", name, services(graph).chain(peers).chain(["host", "lan", "wan"]))
-    })
-}
-
-fn goal(graph: &AllowGraph, name: &str) -> Result<Goal, ExplainError> {
-    match name {
-        "host" => return Ok(Goal::Inside(Target::Host)),
-        "lan" => return Ok(Goal::Lan),
-        "metadata" => return Ok(Goal::Metadata),
-        "wan" => return Ok(Goal::Wan),
-        _ => {}
-    }
-    match (service_name(graph, name), graph.service(name)) {
-        (Some(name), Some(_)) => Ok(Goal::Inside(Target::Service(name))),
-        (Some(_), None) => Ok(Goal::Disabled),
-        (None, _) if name == "uplink" => Ok(Goal::Uplink),
-        (None, _) => Err(unknown("service", name, services(graph).chain(["host", "lan", "metadata", "wan"]))),
-    }
-}
-
-fn services(graph: &AllowGraph) -> impl Iterator<Item = &str> {
-    graph.services().map(|service| service.name.as_str())
-}
-
-fn service_name(graph: &AllowGraph, name: &str) -> Option<crate::name::ServiceName> {
-    let enabled = graph.service(name).map(|service| service.name.clone());
-    enabled.or_else(|| graph.disabled().find(|disabled| disabled.as_str() == name).cloned())
-}
-
-fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a str>) -> ExplainError {
-    ExplainError::Unknown { what, name: name.to_owned(), hint: did_you_mean(name, known) }
-}
-
-fn ports(graph: &AllowGraph, goal: &Goal, to: &str, text: &str) -> Result<Option<Ports>, ExplainError> {
-    let numeric = |text: &str| {
-        let bare = number(text).and_then(|port| Ports::new(Protocol::Tcp, port, port));
-        let parsed = if text.contains(':') { text.parse() } else { bare };
-        parsed.map(Some).map_err(|source| ExplainError::PortForm { text: text.to_owned(), source })
-    };
-    let is_number = text.contains(':') || text.starts_with(|c: char| c.is_ascii_digit());
-    match goal {
-        _ if text.is_empty() => Ok(None),
-        _ if is_number => numeric(text),
-        Goal::Inside(target) => {
-            let names = || port_names(graph, target);
-            match names().find(|(name, _)| *name == text) {
-                Some((_, ports)) => Ok(Some(ports)),
-                None => {
-                    let hint = did_you_mean(text, names().map(|(name, _)| name));
-                    Err(ExplainError::Port { to: to.to_owned(), port: text.to_owned(), hint })
-                }
-            }
-        }
-        Goal::Disabled => Ok(None),
-        _ => numeric(text),
-    }
-}
-
-fn port_names<'a>(graph: &'a AllowGraph, target: &'a Target) -> impl Iterator<Item = (&'a str, Ports)> {
-    let service = match target {
-        Target::Service(name) => graph.service(name.as_str()),
-        Target::Host => None,
-    };
-    let declared = service.into_iter().flat_map(|service| &service.ports).map(|(name, ports)| (name.as_str(), *ports));
-    let accepted = graph.edges().iter().filter(move |edge| edge.to == Target::Host && *target == Target::Host);
-    declared.chain(accepted.filter_map(|edge| edge.port_name.as_ref().map(|name| (name.as_str(), edge.ports))))
-}
-
-fn port_text(graph: &AllowGraph, goal: &Goal, ports: Ports) -> String {
-    let name = match goal {
-        Goal::Inside(target) => port_names(graph, target).find(|(_, p)| *p == ports).map(|(name, _)| name),
-        _ => None,
-    };
-    name.map_or_else(|| ports.to_string(), str::to_owned)
 }
 
 struct Question<'a> {
@@ -237,9 +158,10 @@ impl Question<'_> {
             return self.no(format!("{} is switched off by `enabled = false`", self.from));
         }
         match &self.goal {
+            Goal::Peer => self.no(format!("nothing opens connections to a peer; {} opens them", self.to)),
             Goal::Disabled => self.no(format!("{} is switched off by `enabled = false`", self.to)),
             Goal::Inside(_) if self.from == self.to => {
-                Answer::Yes(Reach { what: format!("{} always reaches itself", self.from), at: None })
+                Answer::Yes(Reach::new(format!("{} always reaches itself", self.from), None))
             }
             Goal::Inside(target) => match &self.start {
                 Start::Inside(origin) => self.inside(origin, target),
@@ -293,7 +215,7 @@ impl Question<'_> {
         let word = if matches!(self.goal, Goal::Wan) { "direct" } else { "lan" };
         if open {
             let what = format!("{} -> {} by outbound {word}", self.from, colon(self.to, self.port));
-            return Answer::Yes(Reach { what, at: outbound.at.clone() });
+            return Answer::Yes(Reach::new(what, outbound.at.clone()));
         }
         let reason = match self.goal {
             Goal::Metadata => format!("{} may not reach the metadata address: `direct` never means it", self.from),
@@ -310,7 +232,7 @@ impl Question<'_> {
         match asks {
             Some(service) if is_dns => {
                 let what = format!("{} -> {} by dns = \"direct\"", self.from, colon(self.to, self.port));
-                Answer::Yes(Reach { what, at: Some(service.at.clone()) })
+                Answer::Yes(Reach::new(what, Some(service.at.clone())))
             }
             Some(_) => self.no("uplink answers on port 53 only".to_owned()),
             None => self.no(format!("{} has no `dns = \"direct\"`, for which alone uplink answers", self.from)),
@@ -331,7 +253,13 @@ impl Question<'_> {
     }
 
     fn no(&self, reason: String) -> Answer {
-        Answer::No(No { reason, may_reach: self.may_reach(), closest: self.closest(), breaks: self.breaks() })
+        Answer::No(No {
+            reason,
+            may_reach: self.may_reach(),
+            closest: self.closest(),
+            breaks: self.breaks(),
+            chain: self.chain(),
+        })
     }
 
     fn may_reach(&self) -> Vec<Reach> {
@@ -340,17 +268,12 @@ impl Question<'_> {
         };
         let edges = self.graph.edges_from(origin).iter().map(|edge| {
             let text = edge.to_string();
-            let what = text.split_once(" -> ").map_or(text.as_str(), |(_, target)| target).to_owned();
-            Reach { what, at: Some(edge.at.clone()) }
+            let what = text.split_once(" -> ").map_or(text.as_str(), |(_, target)| target);
+            Reach::new(what, Some(edge.at.clone()))
         });
         let words = self.service().into_iter().flat_map(|service| {
-            let outbound = &service.outbound;
-            let whole = [("wan", outbound.direct), ("lan", outbound.lan)];
-            let whole = whole.into_iter().filter(|(_, open)| *open).map(|(word, _)| word.to_owned());
-            let wan = outbound.direct_only.iter().map(|ports| format!("wan {ports}"));
-            let lan = outbound.lan_only.iter().map(|(prefix, ports)| format!("{prefix} {ports}"));
-            let all = whole.chain(wan).chain(lan).collect::<Vec<_>>();
-            all.into_iter().map(|what| Reach { what, at: outbound.at.clone() })
+            let at = &service.outbound.at;
+            words(&service.outbound).into_iter().map(|(_, what)| Reach::new(what, at.clone()))
         });
         edges.chain(words).collect()
     }
@@ -371,29 +294,81 @@ impl Question<'_> {
         self.graph.edges_from(origin).iter().any(meets)
     }
 
-    /// The invariants that break once the answer is yes.
+    /// The invariants that break once the answer is yes; where no port was asked for, whichever of the target's it is.
     fn breaks(&self) -> Vec<Reach> {
+        let ports: Vec<Ports> = match (self.ports, &self.goal) {
+            (Some(ports), _) => vec![ports],
+            (None, Goal::Inside(Target::Service(name))) => self
+                .graph
+                .service(name.as_str())
+                .into_iter()
+                .flat_map(|service| service.ports.values().copied())
+                .collect(),
+            // A way out is opened as a whole, and of the host any port is as good as another.
+            (None, _) => Ports::new(Protocol::Tcp, 1, 1).into_iter().collect(),
+        };
+        let graphs: Vec<AllowGraph> = ports.into_iter().filter_map(|ports| self.with(ports)).collect();
+        let broken =
+            |never: &&Never| !graphs.is_empty() && graphs.iter().all(|graph| !never.breaches(graph).is_empty());
+        let reach = |never: &Never| Reach::new(never_text(never), Some(never.at.clone()));
+        self.graph.nevers().iter().filter(broken).map(reach).collect()
+    }
+
+    /// The graph in which the answer is yes; nothing where no line of a policy could say that.
+    fn with(&self, ports: Ports) -> Option<AllowGraph> {
         let mut graph = self.graph.clone();
-        match (&self.start, &self.goal, self.ports) {
-            (Start::Inside(from), Goal::Inside(to), Some(ports)) => {
-                let at = Location { file: String::new(), line: 0, column: 0 };
+        let at = Location { file: String::new(), line: 0, column: 0 };
+        match (&self.start, &self.goal) {
+            (Start::Inside(from), Goal::Inside(to)) => {
                 let (from, to) = (from.clone(), to.clone());
                 let edge = Edge { from, to, ports, port_name: None, cause: Cause::Written, at };
                 let place = graph.edges.partition_point(|other| other.key() < edge.key());
                 graph.edges.insert(place, edge);
             }
-            (Start::Inside(Origin::Service(name)), Goal::Wan | Goal::Lan, _) => {
-                let Some(service) = graph.services.get_mut(name) else {
-                    return Vec::new();
-                };
+            (Start::Inside(Origin::Service(name)), Goal::Wan | Goal::Lan) => {
+                let service = graph.services.get_mut(name)?;
                 service.outbound.direct |= matches!(self.goal, Goal::Wan);
                 service.outbound.lan |= matches!(self.goal, Goal::Lan);
             }
-            _ => return Vec::new(),
+            (start, Goal::Inside(Target::Service(service))) => {
+                let way = match start {
+                    Start::Lan => Way::Lan { external: 1 },
+                    Start::Peer(peer) => Way::WireGuard { peers: [peer.clone()].into() },
+                    Start::Peers => Way::WireGuard { peers: graph.peers.keys().cloned().collect() },
+                    _ => Way::Port { external: 1 },
+                };
+                let named = self.graph.service(service.as_str())?.ports.iter().find(|(_, own)| **own == ports);
+                let port_name = named.map(|(name, _)| name.clone()).or_else(|| PortName::from_str("new").ok())?;
+                graph.exposures.push(Exposure { service: service.clone(), port_name, ports, way, at });
+            }
+            _ => return None,
         }
-        let broken = |never: &&Never| !never.breaches(&graph).is_empty();
-        let reach = |never: &Never| Reach { what: never_text(never), at: Some(never.at.clone()) };
-        self.graph.nevers().iter().filter(broken).map(reach).collect()
+        Some(graph)
+    }
+
+    /// Other rights that lead there: what is refused here is no wall where this is not empty.
+    fn chain(&self) -> Vec<Reach> {
+        let from = match &self.start {
+            Start::Inside(Origin::Host) => Node::Host,
+            Start::Inside(Origin::Service(name)) => Node::Service(name.clone()),
+            Start::Lan => Node::Lan,
+            Start::Peer(name) => Node::Peer(name.clone()),
+            Start::Peers => Node::Peers,
+            Start::Wan => Node::Wan,
+        };
+        let to = match &self.goal {
+            Goal::Inside(Target::Host) => Node::Host,
+            Goal::Inside(Target::Service(name)) => Node::Service(name.clone()),
+            Goal::Lan => Node::Lan,
+            Goal::Wan => Node::Wan,
+            Goal::Disabled | Goal::Metadata | Goal::Peer | Goal::Uplink => return Vec::new(),
+        };
+        let steps = reach::chain(self.graph, &from, &to);
+        // One step is another port of the same target, and is told as what may be reached.
+        if steps.len() < 2 {
+            return Vec::new();
+        }
+        steps.into_iter().map(|step| Reach::new(step.what, Some(step.at))).collect()
     }
 }
 
@@ -402,23 +377,30 @@ fn colon(to: &str, port: &str) -> String {
 }
 
 fn edge_reach(edge: &Edge) -> Reach {
-    Reach { what: edge.to_string(), at: Some(edge.at.clone()) }
+    let through = match &edge.cause {
+        Cause::Written => None,
+        Cause::Tag(tag) => Some(format!("connect.\"@{tag}\"")),
+        Cause::Tor => Some("`tor` in `outbound` or `dns`".to_owned()),
+    };
+    Reach { what: edge.to_string(), at: Some(edge.at.clone()), through }
 }
 
 fn exposure_reach(exposure: &Exposure) -> Reach {
-    let people: Vec<&str> = match &exposure.way {
-        Way::Onion { clients: people, .. } | Way::WireGuard { peers: people } => {
-            people.iter().map(|p| p.as_str()).collect()
-        }
-        Way::Clearnet { .. } | Way::Lan { .. } | Way::Port { .. } => Vec::new(),
-    };
-    let people = if people.is_empty() { String::new() } else { format!(", for {}", people.join(" and ")) };
-    Reach { what: format!("{exposure}{people}"), at: Some(exposure.at.clone()) }
+    Reach::new(format!("{exposure}{}", reach::people(exposure)), Some(exposure.at.clone()))
+}
+
+/// Each way out: `wan` or `lan`, and the same with prefix and ports.
+pub(crate) fn words(outbound: &Outbound) -> Vec<(&'static str, String)> {
+    let whole = [("wan", outbound.direct), ("lan", outbound.lan)];
+    let whole = whole.into_iter().filter(|(_, open)| *open).map(|(word, _)| (word, word.to_owned()));
+    let wan = outbound.direct_only.iter().map(|ports| ("wan", format!("wan {ports}")));
+    let lan = outbound.lan_only.iter().map(|(prefix, ports)| ("lan", format!("{prefix} {ports}")));
+    whole.chain(wan).chain(lan).collect()
 }
 
 fn target_reach(exposure: &Exposure) -> Reach {
     let what = format!("{}:{} by {}", exposure.service, exposure.port_name, exposure.way.word());
-    Reach { what, at: Some(exposure.at.clone()) }
+    Reach::new(what, Some(exposure.at.clone()))
 }
 
 fn never_text(never: &Never) -> String {
@@ -428,46 +410,9 @@ fn never_text(never: &Never) -> String {
     }
 }
 
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines = self.lines();
-        let width = lines.iter().filter(|(_, at)| at.is_some()).map(|(text, _)| text.chars().count()).max();
-        let width = width.unwrap_or(0).max(44);
-        let word = if self.is_yes() { "yes" } else { "no" };
-        for (index, (text, at)) in lines.iter().enumerate() {
-            let (newline, word) = if index == 0 { ("", word) } else { ("\n", "") };
-            match at {
-                Some(at) => write!(f, "{newline}{word:5}{text:width$}  {at}")?,
-                None => write!(f, "{newline}{word:5}{text}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Explanation {
     /// Whether the connection is allowed.
     pub fn is_yes(&self) -> bool {
         matches!(self.answer, Answer::Yes(_))
-    }
-
-    fn lines(&self) -> Vec<(String, Option<&Location>)> {
-        let no = match &self.answer {
-            Answer::Yes(reach) => return vec![(reach.what.clone(), reach.at.as_ref())],
-            Answer::No(no) => no,
-        };
-        let mut lines = vec![(no.reason.clone(), None)];
-        let head = format!("{} may reach: ", self.from);
-        for (index, reach) in no.may_reach.iter().enumerate() {
-            let head = if index == 0 { head.clone() } else { " ".repeat(head.len()) };
-            lines.push((format!("{head}{}", reach.what), reach.at.as_ref()));
-        }
-        if no.may_reach.is_empty() {
-            lines.push((format!("{head}nothing"), None));
-        }
-        lines.extend(no.closest.iter().map(|reach| (format!("closest: {}", reach.what), reach.at.as_ref())));
-        let breaks = no.breaks.iter();
-        lines.extend(breaks.map(|never| (format!("an edge would break: {}", never.what), never.at.as_ref())));
-        lines
     }
 }

@@ -88,6 +88,7 @@ pub mod packet;
 pub mod plan;
 pub mod port;
 pub mod prove;
+pub mod reach;
 mod resolve;
 pub mod ruleset;
 pub mod schema;
@@ -95,6 +96,7 @@ pub mod shared;
 mod suggest;
 mod syntax;
 pub mod topology;
+pub mod trial;
 
 pub use diagnostic::{Format, PolicyError, PolicyErrors, Source, Trust, Warning};
 pub use resolve::Checked;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::exposure::{Exposure, Way};
-use crate::graph::{AllowGraph, Edge, Location, Origin, SocketEdge, Target};
+use crate::graph::{AllowGraph, Edge, Location, Origin, Service, Target};
 use crate::name::{PeerName, PortName, ServiceName};
 use crate::port::Ports;
 
@@ -81,139 +81,254 @@ impl Breach {
 impl Never {
     /// Every last step of a forbidden chain in the graph, each with one shortest chain.
     pub fn breaches(&self, graph: &AllowGraph) -> Vec<Breach> {
-        let mut walk = Walk::new(self, graph);
-        self.from.iter().for_each(|start| walk.begin(start));
-        while let Some(place) = walk.next.pop_front().filter(|_| self.path.is_some()) {
-            walk.go_on(&place);
-        }
-        walk.found
-    }
-
-    fn forbids(&self, to: &Target, ports: Ports) -> bool {
-        // `None` sorts before every port, so this is the first goal that is about `to`.
-        let goals = self.to.range(Goal::Inside(to.clone(), None)..);
-        let mut about = goals.map_while(|goal| match goal {
-            Goal::Inside(target, ports) if target == to => Some(ports),
-            _ => None,
-        });
-        about.any(|goal| goal.is_none_or(|goal| goal.overlaps(&ports)))
-    }
-
-    fn forbids_socket(&self, socket: &SocketEdge) -> bool {
-        self.to.contains(&Goal::Socket(socket.to.clone(), socket.name.clone()))
-            || self.to.contains(&Goal::Inside(Target::Service(socket.to.clone()), None))
+        Roads::new(graph).breaches(self)
     }
 }
 
-struct Walk<'a> {
-    never: &'a Never,
+/// A graph as one walks it: by numbers, because a policy of a thousand invariants walks it a thousand times. The host
+/// has the number after that of the last service.
+pub(crate) struct Roads<'a> {
     graph: &'a AllowGraph,
-    /// The shortest chain to everybody who can be reached.
-    seen: BTreeMap<Origin, Vec<String>>,
-    next: VecDeque<Origin>,
+    numbers: BTreeMap<&'a ServiceName, usize>,
+    services: Vec<&'a Service>,
+    /// From where: to where, and by which edge.
+    leaving: Vec<Vec<(usize, usize)>>,
+    /// From which service: to which, and by which socket.
+    opening: Vec<Vec<(usize, usize)>>,
+}
+
+impl<'a> Roads<'a> {
+    pub(crate) fn new(graph: &'a AllowGraph) -> Self {
+        let services: Vec<&Service> = graph.services.values().collect();
+        let numbers = services.iter().enumerate().map(|(number, service)| (&service.name, number)).collect();
+        let none = vec![Vec::new(); services.len() + 1];
+        let mut roads = Self { graph, numbers, services, leaving: none.clone(), opening: none };
+        for (index, edge) in graph.edges.iter().enumerate() {
+            if let (Some(from), Some(to)) = (roads.place(&edge.from), roads.number(&edge.to)) {
+                roads.leaving[from].push((to, index));
+            }
+        }
+        for (index, socket) in graph.sockets().iter().enumerate() {
+            if let (Some(from), Some(to)) = (roads.numbers.get(&socket.from), roads.numbers.get(&socket.to)) {
+                roads.opening[*from].push((*to, index));
+            }
+        }
+        roads
+    }
+
+    fn place(&self, origin: &Origin) -> Option<usize> {
+        match origin {
+            Origin::Host => Some(self.host()),
+            Origin::Service(service) => self.numbers.get(service).copied(),
+        }
+    }
+
+    fn host(&self) -> usize {
+        self.services.len()
+    }
+
+    fn number(&self, target: &Target) -> Option<usize> {
+        match target {
+            Target::Host => Some(self.host()),
+            Target::Service(service) => self.numbers.get(service).copied(),
+        }
+    }
+
+    fn name(&self, number: usize) -> String {
+        self.services.get(number).map_or_else(|| "host".to_owned(), |service| service.name.to_string())
+    }
+
+    /// See [`Never::breaches`].
+    pub(crate) fn breaches(&self, never: &Never) -> Vec<Breach> {
+        let mut walk = Walk::new(self, never);
+        never.from.iter().for_each(|start| walk.begin(start));
+        while let Some(place) = walk.next.pop_front().filter(|_| never.path.is_some()) {
+            walk.go_on(place);
+        }
+        walk.found
+    }
+}
+
+/// How one comes to a place.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    /// It is where the chain begins.
+    Begin,
+    /// From outside.
+    Enter(&'a Start, &'a Exposure),
+    /// From where, and whether the chain begins there; by which edge.
+    Edge { from: usize, begins: bool, index: usize },
+    /// The same, by which socket.
+    Socket { from: usize, begins: bool, index: usize },
+}
+
+struct Walk<'a> {
+    roads: &'a Roads<'a>,
+    never: &'a Never,
+    /// What must not be reached at whom.
+    goals: Vec<Vec<Option<Ports>>>,
+    sockets: BTreeSet<(usize, &'a PortName)>,
+    except: Vec<bool>,
+    /// The last step of the shortest chain to everybody who can be reached, and how many names the chain has.
+    seen: Vec<Option<(Step<'a>, usize)>>,
+    next: VecDeque<usize>,
     /// Last steps that are in `found`: edges, and ways out.
-    reported: BTreeSet<(&'a Origin, &'a Target, Ports)>,
-    opened: BTreeSet<(&'a ServiceName, &'a ServiceName, &'a PortName)>,
-    left: BTreeSet<(&'a ServiceName, &'static str)>,
+    reported: Vec<bool>,
+    opened: Vec<bool>,
+    left: BTreeSet<(usize, &'static str)>,
     found: Vec<Breach>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(never: &'a Never, graph: &'a AllowGraph) -> Self {
-        let (seen, next, found) = (BTreeMap::new(), VecDeque::new(), Vec::new());
-        let (reported, opened, left) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        Self { never, graph, seen, next, reported, opened, left, found }
+    fn new(roads: &'a Roads<'a>, never: &'a Never) -> Self {
+        let places = roads.services.len() + 1;
+        let mut goals = vec![Vec::new(); places];
+        let mut sockets = BTreeSet::new();
+        for goal in &never.to {
+            match goal {
+                Goal::Inside(target, ports) => roads.number(target).into_iter().for_each(|at| goals[at].push(*ports)),
+                Goal::Socket(service, name) => sockets.extend(roads.numbers.get(service).map(|at| (*at, name))),
+                Goal::Lan | Goal::Wan => {}
+            }
+        }
+        let mut except = vec![false; places];
+        never.except.iter().filter_map(|origin| roads.place(origin)).for_each(|place| except[place] = true);
+        Self {
+            roads,
+            never,
+            goals,
+            sockets,
+            except,
+            seen: vec![None; places],
+            next: VecDeque::new(),
+            reported: vec![false; roads.graph.edges.len()],
+            opened: vec![false; roads.graph.sockets().len()],
+            left: BTreeSet::new(),
+            found: Vec::new(),
+        }
     }
 
     fn begin(&mut self, start: &'a Start) {
         match start {
-            Start::Inside(origin) => self.steps(origin, &[origin.to_string()]),
+            Start::Inside(origin) => {
+                if let Some(place) = self.roads.place(origin) {
+                    self.steps(place, true, 1);
+                }
+            }
             outside => {
-                for exposure in self.graph.exposures.iter().filter(|exposure| outside.comes_through(exposure)) {
+                let graph = self.roads.graph;
+                for exposure in graph.exposures.iter().filter(|exposure| outside.comes_through(exposure)) {
                     self.enter(outside, exposure);
                 }
             }
         }
     }
 
-    fn enter(&mut self, start: &Start, exposure: &'a Exposure) {
-        let chain = vec![start.to_string(), format!("{}:{}", exposure.service, exposure.port_name)];
-        if self.never.forbids(&Target::Service(exposure.service.clone()), exposure.ports) {
-            self.found.push(Breach { chain: chain.clone(), at: exposure.at.clone() });
-        }
-        self.reach(Origin::Service(exposure.service.clone()), chain);
-    }
-
-    fn go_on(&mut self, place: &Origin) {
-        let chain = self.seen.get(place).cloned().unwrap_or_default();
-        // One name more than steps so far: another step makes as many steps as there are names now.
-        if self.never.path.is_some_and(|hops| chain.len() <= hops as usize) {
-            self.steps(place, &chain);
-        }
-    }
-
-    /// Every step that can be taken from `place`, which `chain` leads to.
-    fn steps(&mut self, place: &Origin, chain: &[String]) {
-        if self.never.except.contains(place) {
+    fn enter(&mut self, start: &'a Start, exposure: &'a Exposure) {
+        let Some(number) = self.roads.numbers.get(&exposure.service).copied() else {
             return;
+        };
+        let step = Step::Enter(start, exposure);
+        if self.forbids(number, exposure.ports) {
+            self.found.push(Breach { chain: self.chain(number, step), at: exposure.at.clone() });
         }
-        self.edges(place, chain);
-        if let Origin::Service(service) = place {
-            self.sockets(service, chain);
-            self.outside(service, chain);
+        self.reach(number, step, 2);
+    }
+
+    fn go_on(&mut self, place: usize) {
+        let names = self.seen[place].map_or(0, |(_, names)| names);
+        // One name more than steps so far: another step makes as many steps as there are names now.
+        if self.never.path.is_some_and(|hops| names <= hops as usize) {
+            self.steps(place, false, names);
         }
     }
 
-    fn edges(&mut self, origin: &Origin, chain: &[String]) {
-        let longer = |edge: &Edge| chain.iter().cloned().chain([target_text(edge)]).collect::<Vec<String>>();
-        for edge in self.graph.edges_from(origin) {
-            if self.never.forbids(&edge.to, edge.ports) && self.reported.insert(edge.key()) {
-                self.found.push(Breach { chain: longer(edge), at: edge.at.clone() });
-            }
-            let there = match &edge.to {
-                Target::Service(service) => Origin::Service(service.clone()),
-                Target::Host => Origin::Host,
-            };
-            if !self.seen.contains_key(&there) {
-                self.reach(there, longer(edge));
-            }
+    /// Every step that can be taken by one to whom a chain of so many names leads.
+    fn steps(&mut self, from: usize, begins: bool, names: usize) {
+        if !self.except[from] {
+            self.edges(from, begins, names);
+            self.open(from, begins, names);
+            self.outside(from, begins);
         }
     }
 
-    fn sockets(&mut self, origin: &ServiceName, chain: &[String]) {
-        for socket in self.graph.sockets_from(origin) {
-            let longer = || chain.iter().cloned().chain([format!("{}:unix:{}", socket.to, socket.name)]).collect();
-            if self.never.forbids_socket(socket) && self.opened.insert(socket.key()) {
-                self.found.push(Breach { chain: longer(), at: socket.at.clone() });
+    fn edges(&mut self, from: usize, begins: bool, names: usize) {
+        let roads = self.roads;
+        for &(to, index) in &roads.leaving[from] {
+            let edge = &roads.graph.edges[index];
+            let step = Step::Edge { from, begins, index };
+            if self.forbids(to, edge.ports) && !std::mem::replace(&mut self.reported[index], true) {
+                self.found.push(Breach { chain: self.chain(to, step), at: edge.at.clone() });
             }
-            let there = Origin::Service(socket.to.clone());
-            if !self.seen.contains_key(&there) {
-                self.reach(there, longer());
-            }
+            self.reach(to, step, names + 1);
         }
     }
 
-    /// The ways of `service` to what is outside.
-    fn outside(&mut self, service: &ServiceName, chain: &[String]) {
-        let Some(service) = self.graph.services.get(service) else {
+    fn open(&mut self, from: usize, begins: bool, names: usize) {
+        let roads = self.roads;
+        for &(to, index) in &roads.opening[from] {
+            let socket = &roads.graph.sockets()[index];
+            let step = Step::Socket { from, begins, index };
+            let forbidden = self.sockets.contains(&(to, &socket.name)) || self.goals[to].contains(&None);
+            if forbidden && !std::mem::replace(&mut self.opened[index], true) {
+                self.found.push(Breach { chain: self.chain(to, step), at: socket.at.clone() });
+            }
+            self.reach(to, step, names + 1);
+        }
+    }
+
+    fn forbids(&self, to: usize, ports: Ports) -> bool {
+        self.goals[to].iter().any(|goal| goal.is_none_or(|goal| goal.overlaps(&ports)))
+    }
+
+    /// The ways of a service to what is outside.
+    fn outside(&mut self, number: usize, begins: bool) {
+        let Some(service) = self.roads.services.get(number).copied() else {
             return;
         };
         let outbound = &service.outbound;
         let ways = [(Goal::Wan, "wan", outbound.reaches_wan()), (Goal::Lan, "lan", outbound.reaches_lan())];
         for (goal, word, open) in ways {
-            if open && self.never.to.contains(&goal) && self.left.insert((&service.name, word)) {
-                let chain = chain.iter().cloned().chain([word.to_owned()]).collect();
+            if open && self.never.to.contains(&goal) && self.left.insert((number, word)) {
+                let mut chain = self.chain_to(number, begins);
+                chain.push(word.to_owned());
                 let at = outbound.at.clone().unwrap_or_else(|| service.at.clone());
                 self.found.push(Breach { chain, at });
             }
         }
     }
 
-    fn reach(&mut self, place: Origin, chain: Vec<String>) {
-        if let std::collections::btree_map::Entry::Vacant(entry) = self.seen.entry(place.clone()) {
-            entry.insert(chain);
+    fn reach(&mut self, place: usize, step: Step<'a>, names: usize) {
+        if self.seen[place].is_none() {
+            self.seen[place] = Some((step, names));
             self.next.push_back(place);
         }
+    }
+
+    /// The names of the chain that comes to `to` by this step.
+    fn chain(&self, to: usize, step: Step<'_>) -> Vec<String> {
+        match step {
+            Step::Begin => vec![self.roads.name(to)],
+            Step::Enter(start, exposure) => {
+                vec![start.to_string(), format!("{}:{}", exposure.service, exposure.port_name)]
+            }
+            Step::Edge { from, begins, index } => {
+                let mut chain = self.chain_to(from, begins);
+                chain.push(target_text(&self.roads.graph.edges[index]));
+                chain
+            }
+            Step::Socket { from, begins, index } => {
+                let socket = &self.roads.graph.sockets()[index];
+                let mut chain = self.chain_to(from, begins);
+                chain.push(format!("{}:unix:{}", socket.to, socket.name));
+                chain
+            }
+        }
+    }
+
+    fn chain_to(&self, number: usize, begins: bool) -> Vec<String> {
+        let step = if begins { None } else { self.seen[number] };
+        self.chain(number, step.map_or(Step::Begin, |(step, _)| step))
     }
 }
 
@@ -221,6 +336,18 @@ fn target_text(edge: &Edge) -> String {
     match &edge.port_name {
         Some(name) => format!("{}:{name}", edge.to),
         None => format!("{}:{}", edge.to, edge.ports),
+    }
+}
+
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inside(target, None) => target.fmt(f),
+            Self::Inside(target, Some(ports)) => write!(f, "{target}:{ports}"),
+            Self::Lan => f.write_str("lan"),
+            Self::Socket(service, name) => write!(f, "{service}:unix:{name}"),
+            Self::Wan => f.write_str("wan"),
+        }
     }
 }
 

@@ -149,6 +149,7 @@ impl<'a> View<'a> {
     }
 
     /// The field with offset and "more" of the IPv6 fragment header, where there is one.
+    #[cfg(test)]
     pub(crate) fn fragment_field(&self) -> Option<u16> {
         (self.protocol == IPV6).then(|| ipv6::fragment_field(self.network))?
     }

@@ -35,7 +35,6 @@ mod tests;
 mod witness;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use thiserror::Error;
 
@@ -48,7 +47,7 @@ use crate::packet::Packet;
 use crate::ruleset::compile::LEG;
 use crate::ruleset::decide::conntrack::CtState;
 use crate::ruleset::decide::{Env, hooks};
-use crate::ruleset::{Expr, Family, HookPoint, MetaKey, Ruleset};
+use crate::ruleset::{Expr, Family, Field, HookPoint, MetaKey, Ruleset};
 use crate::topology::{Place, leg_link};
 use class::{Class, Ct, Ip, Var};
 use compare::{Deviation, compare};
@@ -70,9 +69,6 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// The stable code of a refusal.
-    pub const CODE: &'static str = "E0950";
-
     /// All of them.
     pub fn classes(&self) -> usize {
         self.panel + self.locks + self.gateway + self.host
@@ -81,11 +77,11 @@ impl Proof {
 
 /// Packets with which rules do another thing than the policy says.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
-#[error("{gate} does not do what the policy says: {what}")]
+#[error("{gate} {what}")]
 pub struct Counterexample {
     /// Which rules, where.
     pub gate: String,
-    /// What they do, and what they ought to.
+    /// What they do with packets that ought to be dealt with otherwise.
     pub what: String,
     /// The class of packets, in words.
     pub class: String,
@@ -155,6 +151,8 @@ struct Gate<'a> {
     at: At<'a>,
     /// By which address rights are told apart.
     key: Var,
+    /// Whose wire has which index.
+    wires: BTreeMap<u32, String>,
 }
 
 impl Gate<'_> {
@@ -174,7 +172,7 @@ impl Gate<'_> {
     fn unreadable(&self, rule: &Unreadable) -> Box<Counterexample> {
         Box::new(Counterexample {
             gate: self.name.clone(),
-            what: format!("rule {} of chain {} cannot be followed: {}", rule.rule + 1, rule.chain, rule.why),
+            what: format!("cannot be followed in chain {}, rule {}: {}", rule.chain, rule.rule + 1, rule.why),
             class: "every packet that comes so far".into(),
             packet: None,
             trace: vec![],
@@ -186,8 +184,7 @@ impl Gate<'_> {
         let point = witness::some_point(class);
         let packet = witness::packet(class.ip(), &point);
         let trace = self.trace(&packet, &point);
-        let by = |outcome: &Option<Outcome>| outcome.map_or("is dropped".to_owned(), |outcome| outcome.to_string());
-        let what = format!("what {}, ought to be what {}", by(does), by(ought));
+        let what = format!("{} what ought to {}", self.does(*does), self.ought(*ought));
         Box::new(Counterexample {
             gate: self.name.clone(),
             what,
@@ -197,18 +194,48 @@ impl Gate<'_> {
         })
     }
 
-    /// The rules that a packet meets, said by the interpreter.
+    fn wire(&self, index: u32) -> String {
+        self.wires.get(&index).map_or_else(|| format!("a wire {index} that there is not"), Clone::clone)
+    }
+
+    fn does(&self, outcome: Option<Outcome>) -> String {
+        match outcome {
+            None => "drops".into(),
+            Some(Outcome::Accept) => "lets pass".into(),
+            Some(Outcome::Forward(index)) => format!("sends to {}", self.wire(index)),
+            Some(Outcome::Masquerade) => "masquerades".into(),
+            Some(Outcome::Redirect(_, Some(port))) => format!("redirects to port {port}"),
+            Some(Outcome::Redirect(..)) => "redirects".into(),
+        }
+    }
+
+    fn ought(&self, outcome: Option<Outcome>) -> String {
+        match outcome {
+            None => "be dropped".into(),
+            Some(Outcome::Accept) => "pass as it is".into(),
+            Some(Outcome::Forward(index)) => format!("go to {}", self.wire(index)),
+            Some(Outcome::Masquerade) => "be masqueraded".into(),
+            Some(Outcome::Redirect(_, Some(port))) => format!("be redirected to port {port}"),
+            Some(Outcome::Redirect(..)) => "be redirected".into(),
+        }
+    }
+
+    /// The rules and elements that a packet meets, said by the interpreter.
     fn trace(&self, packet: &Packet, point: &witness::Point) -> Vec<String> {
         let env = self.env(point);
         let outcome = hooks(self.rules, self.family, self.at.point, self.at.device, packet, &env);
-        let rules = outcome.trace.iter().map(|(chain, rule)| format!("chain {chain} rule {}", rule + 1));
-        let elements = outcome.elements.iter().map(|(set, _)| format!("an element of {set}"));
-        rules.chain(elements).collect()
+        let mut trace: Vec<String> =
+            outcome.trace.iter().map(|(chain, rule)| format!("chain {chain}, rule {}", rule + 1)).collect();
+        for (name, key) in &outcome.elements {
+            let set = self.rules.tables.values().find_map(|table| table.sets.get(*name));
+            trace.extend(set.map(|set| format!("set {name}, element {}", set.key_in_words(key, &self.wires))));
+        }
+        trace
     }
 
     fn env(&self, point: &witness::Point) -> Env<'_> {
-        let link = |link: Option<&'_ Link>| link.map_or((0, String::new()), |link| (link.index, link.name.clone()));
-        let (iif, oif) = (link(self.at.iif).0, link(self.at.oif).0);
+        let index = |link: Option<&Link>| link.map_or(0, |link| link.index);
+        let (iif, oif) = (index(self.at.iif), index(self.at.oif));
         let ct = Ct::ALL[point[Var::Ct as usize] as usize % Ct::ALL.len()];
         let ct = CtState { state: ct.state(), direction: ct.direction().unwrap_or_default(), status: 0 };
         let to = point[Var::Daddr as usize];
@@ -227,21 +254,11 @@ impl Gate<'_> {
     }
 }
 
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accept => f.write_str("is accepted"),
-            Self::Forward(index) => write!(f, "goes into wire {index}"),
-            Self::Masquerade => f.write_str("is masqueraded"),
-            Self::Redirect(_, Some(port)) => write!(f, "is redirected to port {port}"),
-            Self::Redirect(_, None) => f.write_str("is redirected"),
-        }
-    }
-}
-
 fn panel(facts: &Facts<'_>, desired: &Desired) -> Result<usize, Box<Counterexample>> {
     let machine = Machine::new(&desired.fabric);
     let packets = Class::frames();
+    let wires: BTreeMap<u32, String> =
+        desired.wires.iter().map(|(place, wire)| (wire.index, place.to_string())).collect();
     let mut count = 0;
     for (place, wire) in &desired.wires {
         let link = Link { index: wire.index, name: wire.outer.to_string(), group: GROUP };
@@ -253,8 +270,16 @@ fn panel(facts: &Facts<'_>, desired: &Desired) -> Result<usize, Box<Counterexamp
             local: &[],
         };
         let name = format!("the fabric, behind the wire of {place},");
-        let gate =
-            Gate { name, family: Family::Netdev, rules: &desired.fabric, machine: &machine, at, key: Var::Daddr };
+        let wires = wires.clone();
+        let gate = Gate {
+            name,
+            family: Family::Netdev,
+            rules: &desired.fabric,
+            machine: &machine,
+            at,
+            key: Var::Daddr,
+            wires,
+        };
         count += gate.holds(&packets, &facts.panel(place))?;
     }
     Ok(count)
@@ -289,7 +314,15 @@ impl<'a> Room<'a> {
         let by = oif.map(|link| format!(" by {}", link.name)).unwrap_or_default();
         let name = format!("{} at {}{from}{by}", self.name, word(point));
         let key = if point == HookPoint::Input { Var::Saddr } else { Var::Daddr };
-        let gate = Gate { name, family: Family::Inet, rules: self.rules, machine: &self.machine, at, key };
+        let gate = Gate {
+            name,
+            family: Family::Inet,
+            rules: self.rules,
+            machine: &self.machine,
+            at,
+            key,
+            wires: BTreeMap::new(),
+        };
         gate.holds(&self.packets, spec)
     }
 
@@ -328,8 +361,20 @@ fn word(point: HookPoint) -> &'static str {
 fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
     let mut names: BTreeSet<String> = own.iter().map(|name| (*name).to_owned()).collect();
     let mut indexes: BTreeSet<u32> = BTreeSet::new();
-    let chains = rules.tables.values().flat_map(|table| table.chains.values());
-    for rule in chains.flat_map(|chain| &chain.rules) {
+    let every_rule = || rules.tables.values().flat_map(|table| table.chains.values()).flat_map(|chain| &chain.rules);
+    let asks = |keys: &[MetaKey]| {
+        let mut all = every_rule().flat_map(|rule| &rule.0);
+        all.any(|expr| matches!(expr, Expr::Meta { key, .. } if keys.contains(key)))
+    };
+    for set in rules.tables.values().flat_map(|table| table.sets.values()) {
+        let mut at = 0;
+        for field in &set.key {
+            let here = set.elements.keys().filter_map(|key| key.from.get(at..at + 4)?.try_into().ok());
+            indexes.extend(here.filter(|_| *field == Field::IfaceIndex).map(u32::from_ne_bytes));
+            at += field.padded_len();
+        }
+    }
+    for rule in every_rule() {
         for (load, cmp) in rule.0.iter().zip(rule.0.iter().skip(1)) {
             let (Expr::Meta { key, .. }, Expr::Cmp { data, .. }) = (load, cmp) else { continue };
             match key {
@@ -351,8 +396,14 @@ fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
     // On the host, where groups are asked for, links of ours are those with a `+` in their name.
     let group = |name: &str| if name.contains('+') { GROUP } else { 0 };
     let named = |index: u32, name: &str| Link { index, name: name.to_owned(), group: group(name) };
-    // A name that nobody names, and one of another network of ours.
-    let others = ["other0", "other+leg"].map(str::to_owned);
+    // Where they ask for names, one that nobody names; where they ask for groups, one of another network of ours.
+    let mut others = Vec::new();
+    if asks(&[MetaKey::Iifname, MetaKey::Oifname]) {
+        others.push("other0".to_owned());
+    }
+    if asks(&[MetaKey::Iifgroup, MetaKey::Oifgroup]) {
+        others.push("other+leg".to_owned());
+    }
     let mut links = vec![named(LO, "lo")];
     links.extend(indexes.iter().map(|index| named(*index, "other0")));
     links.extend(names.iter().chain(&others).map(|name| named(free, name)));

@@ -8,9 +8,18 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
         _ => 3,
     };
     let distance = |candidate: &&str| strsim::damerau_levenshtein(word, candidate);
-    let near = candidates.into_iter().filter(|c| c.len().abs_diff(word.len()) <= most && *c != word);
+    // A change of one character changes at most two in the set of those that are there: most candidates need no more
+    // than this look.
+    let here = letters(word);
+    let alike = |c: &&str| (letters(c) ^ here).count_ones() as usize <= 2 * most;
+    let near = candidates.into_iter().filter(|c| c.len().abs_diff(word.len()) <= most && *c != word).filter(alike);
     let near = near.map(|c| (distance(&c), c)).filter(|(d, c)| *d <= most && *d < c.chars().count());
     near.min().map(|(_, candidate)| candidate)
+}
+
+/// The set of characters of a word, those that differ by 64 taken for one.
+fn letters(word: &str) -> u64 {
+    word.chars().fold(0, |set, c| set | 1 << (u32::from(c) % 64))
 }
 
 /// "did you mean ...?" for [`nearest`].

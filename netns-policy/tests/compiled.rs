@@ -8,11 +8,13 @@ use netns_policy::ruleset::decide::Decision;
 use netns_policy::ruleset::decide::walk::{Connections, Sender, World};
 use netns_policy::ruleset::delta::{Delta, Op};
 use netns_policy::ruleset::expect::{Ip, Kind, PacketClass, classes, expected, outside};
-use netns_policy::ruleset::{Expr, Family, Key, Reg, Rule, Ruleset, Set, Table, Verdict};
+use netns_policy::ruleset::{Expr, Key, Reg, Rule, Ruleset, Set};
 use proptest::prelude::*;
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod drawn;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod planted;
 
 /// The first class inside the fabric, of every `step`th from `start` on, that `world` gets wrong.
 fn inside(made: &Made, world: &World, start: usize, step: usize) -> Option<PacketClass> {
@@ -199,188 +201,9 @@ proptest! {
 
 // ---- planted mistakes ------------------------------------------------------------------------------------------------
 
-/// Small, and with a little of everything.
-const SMALL: &str = r#"
-schema = 1
-[network]
-name = "node"
-lan = ["192.168.1.0/24"]
-[service.alpha]
-outbound = ["direct", "lan"]
-dns = "direct"
-connect.bravo = ["web", "big", "dns"]
-[service.bravo]
-ports = { web = "tcp:80", big = "tcp:1000-1200", dns = "udp:53" }
-[service.charlie]
-outbound = { direct = ["tcp:443"] }
-connect.bravo = ["dns"]
-[host]
-may_connect.alpha = ["tcp:22"]
-"#;
-
-fn panel(world: &mut World) -> &mut Table {
-    world.fabric.tables.get_mut(&(Family::Netdev, "nsctl".into())).unwrap()
-}
-
-fn lock<'a>(world: &'a mut World, place: &str) -> &'a mut Table {
-    world.places.get_mut(place).unwrap().lock.tables.values_mut().next().unwrap()
-}
-
-fn host(world: &mut World) -> &mut Table {
-    world.leg.as_mut().unwrap().host.tables.values_mut().next().unwrap()
-}
-
-fn rules<'a>(table: &'a mut Table, chain: &str) -> &'a mut Vec<Rule> {
-    &mut table.chains.get_mut(chain).unwrap().rules
-}
-
-fn asks(rule: &Rule, set: &str) -> bool {
-    rule.0.iter().any(|expr| matches!(expr, Expr::Lookup { set: asked, .. } if asked == set))
-}
-
-/// Removes the rules that ask a set.
-fn forget(table: &mut Table, chain: &str, set: &str) {
-    rules(table, chain).retain(|rule| !asks(rule, set));
-}
-
-/// Removes a question (its loads and the lookup) from every rule of the chain that asks it, and keeps the rest.
-fn unasked(table: &mut Table, chain: &str, set: &str) {
-    for rule in rules(table, chain) {
-        rule.0.retain(|expr| !matches!(expr, Expr::Lookup { set: asked, dreg: None, .. } if asked == set));
-    }
-}
-
-fn elements<'a>(table: &'a mut Table, set: &str) -> &'a mut std::collections::BTreeMap<Key, Option<Vec<u8>>> {
-    &mut table.sets.get_mut(set).unwrap().elements
-}
-
-fn open(table: &mut Table, chain: &str) {
-    table.chains.get_mut(chain).unwrap().hook.as_mut().unwrap().policy_accept = true;
-    rules(table, chain)
-        .retain(|rule| !rule.0.iter().any(|e| matches!(e, Expr::Reject(_) | Expr::Verdict(Verdict::Drop))));
-}
-
-fn accept() -> Rule {
-    Rule::from(vec![Expr::Verdict(Verdict::Accept)])
-}
-
-/// One mistake, and its name.
-type Mutant = (&'static str, fn(&mut World));
-
-const MUTANTS: [Mutant; 30] = [
-    ("an edge is missing", |w| drop(elements(panel(w), "edges4").pop_first())),
-    ("a reply is missing", |w| drop(elements(panel(w), "replies6").pop_last())),
-    ("a range is missing", |w| elements(panel(w), "edge_ranges4").clear()),
-    ("an element has its ends swapped", |w| {
-        let (key, out) = elements(panel(w), "edges4").pop_first().unwrap();
-        let from = [&key.from[..4], &key.from[8..12], &key.from[4..8], &key.from[12..]].concat();
-        elements(panel(w), "edges4").insert(Key { from, to: None }, out);
-    }),
-    ("an edge leads to the wrong wire", |w| {
-        let wire = w.places["charlie"].fabric_index.to_ne_bytes().to_vec();
-        elements(panel(w), "edges4").values_mut().for_each(|out| *out = Some(wire.clone()));
-    }),
-    ("an element has the wrong port", |w| {
-        let (mut key, out) = elements(panel(w), "edges6").pop_first().unwrap();
-        let last = key.from.len() - 3;
-        key.from[last] ^= 1;
-        elements(panel(w), "edges6").insert(key, out);
-    }),
-    ("one element more, in both locks too", |w| {
-        let port = |key: &Key| {
-            let mut key = key.clone();
-            let at = key.from.len() - 3;
-            key.from[at] ^= 1;
-            key
-        };
-        let more = |set: &mut std::collections::BTreeMap<Key, Option<Vec<u8>>>| {
-            let new: Vec<_> = set.iter().map(|(key, out)| (port(key), out.clone())).collect();
-            set.extend(new);
-        };
-        more(elements(panel(w), "edges4"));
-        more(elements(lock(w, "alpha"), "out4"));
-        more(elements(lock(w, "bravo"), "in4"));
-    }),
-    ("replies may be pure SYNs", |w| {
-        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4")) {
-            let flags = |e: &Expr| matches!(e, Expr::Payload { offset: 13, .. } | Expr::Bitwise { .. });
-            let compared = |e: &Expr| matches!(e, Expr::Cmp { equal: false, data, .. } if *data == [2]);
-            rule.0.retain(|e| !flags(e) && !compared(e));
-        }
-        open(lock(w, "alpha"), "input");
-        open(lock(w, "bravo"), "output");
-    }),
-    ("fragments are asked for ports", |w| {
-        for chain in ["panel4", "panel6"] {
-            let goes =
-                |rule: &Rule| matches!(rule.0.last(), Some(Expr::Verdict(Verdict::Goto(to))) if to.starts_with("frag"));
-            rules(panel(w), chain).retain(|rule| !goes(rule));
-        }
-    }),
-    ("fragments may go anywhere that edges lead", |w| {
-        let forward = rules(panel(w), "panel4").iter().find(|rule| asks(rule, "edges4")).unwrap().clone();
-        rules(panel(w), "fragments4").insert(0, forward);
-    }),
-    ("no fragment passes", |w| rules(panel(w), "fragments4").clear()),
-    ("tags pass", |w| drop(rules(panel(w), "panel").drain(..2))),
-    ("routing headers pass", |w| drop(rules(panel(w), "panel6").remove(0))),
-    ("errors do not look at the embedded header", |w| {
-        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4") && asks(rule, "sources4"))
-        {
-            let at = rule.0.iter().position(|e| matches!(e, Expr::Cmp { equal: false, data, .. } if data.len() == 4));
-            let first = rule.0.iter().position(|e| matches!(e, Expr::Cmp { data, .. } if *data == [0x45])).unwrap();
-            rule.0.drain(first + 1..=at.unwrap());
-        }
-        // The flow is known to the receiver: what its lock would refuse is let through to see what the panel does.
-        open(lock(w, "bravo"), "input");
-        open(lock(w, "alpha"), "input");
-    }),
-    ("errors may have any source", |w| {
-        unasked(panel(w), "panel4", "sources4");
-    }),
-    ("errors are forgotten", |w| forget(panel(w), "panel4", "sources4")),
-    ("echo is forgotten", |w| elements(panel(w), "echo6").clear()),
-    ("the input lock accepts by default", |w| open(lock(w, "bravo"), "input")),
-    ("established is accepted after the refusal", |w| {
-        let first = rules(lock(w, "alpha"), "input").remove(1);
-        rules(lock(w, "alpha"), "input").push(first);
-    }),
-    ("related is accepted whatever it is", |w| {
-        for rule in rules(lock(w, "bravo"), "input") {
-            rule.0.retain(|e| !matches!(e, Expr::Lookup { set, .. } if set.starts_with("icmp_errors")));
-        }
-        elements(panel(w), "icmp_errors4").insert(Key { from: vec![5, 0, 0, 0], to: None }, None);
-    }),
-    ("new is accepted from anybody who may ask", |w| unasked(lock(w, "alpha"), "output", "out4")),
-    ("direct means private addresses too", |w| {
-        unasked(panel(w), "panel4", "private4");
-        unasked(lock(w, "alpha"), "output", "private4");
-        unasked(lock(w, "uplink"), "forward", "not_direct4");
-        elements(host(w), "not_direct4").clear();
-    }),
-    ("direct means the host's links too", |w| {
-        elements(lock(w, "uplink"), "not_direct4").retain(|key, _| key.from[..2] != [203, 0]);
-    }),
-    ("the gateway lets everybody out", |w| rules(lock(w, "uplink"), "forward").insert(0, accept())),
-    ("the gateway lets everybody in", |w| {
-        let back = rules(lock(w, "uplink"), "forward").iter_mut().find(|rule| {
-            rule.0.iter().any(|e| matches!(e, Expr::Ct { key: netns_policy::ruleset::CtKey::Direction, .. }))
-        });
-        back.unwrap().0 = Rule::from(vec![Expr::Verdict(Verdict::Accept)]).0;
-    }),
-    ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "leaving").clear()),
-    ("the host does not masquerade", |w| rules(host(w), "leaving").clear()),
-    ("the host is reached by going out", |w| {
-        elements(lock(w, "uplink"), "host4").clear();
-        rules(host(w), "input").clear();
-    }),
-    ("the resolver is not found", |w| rules(lock(w, "uplink"), "to_resolver").clear()),
-    ("errors of routers do not come back", |w| elements(panel(w), "errors_back4").clear()),
-];
-
 #[test]
 fn every_planted_mistake_is_found() {
-    let made = Made::of(SMALL);
+    let made = Made::of(planted::SMALL);
     let began = Instant::now();
     assert_eq!((inside(&made, &made.world, 0, 5), outside(&made, &made.world, 0, 7)), (None, None));
     assert_eq!(alone(&made, &made.world), None);
@@ -391,7 +214,7 @@ fn every_planted_mistake_is_found() {
         began.elapsed()
     );
     let mut missed = Vec::new();
-    for (name, mistake) in MUTANTS {
+    for (name, mistake) in planted::MUTANTS {
         let mut world = made.world.clone();
         mistake(&mut world);
         assert_ne!(world, made.world, "{name}: changed nothing");

@@ -98,7 +98,7 @@ impl Editable {
         let path = quoted(self.path());
         match self {
             Self::Mode { .. } => format!("chmod go-w {path}"),
-            Self::Owner { .. } => format!("chown root {path}"),
+            Self::Owner { .. } => format!("chown root {path}, or let its owner run this by sudo"),
             Self::Directory { is: Why::Mode(_), .. } | Self::Listed { is: Why::Mode(_), .. } => {
                 format!("chmod go-w {path}, or keep the policy elsewhere")
             }

@@ -131,6 +131,7 @@ pub(super) fn has_fragment_header(datagram: &[u8]) -> bool {
 }
 
 /// Offset and "more" of the fragment header.
+#[cfg(test)]
 pub(super) fn fragment_field(datagram: &[u8]) -> Option<u16> {
     chain(datagram).find(|link| link.number == FRAGMENT).map(|link| link.fragment)
 }

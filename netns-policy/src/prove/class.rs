@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
 
 use super::numbers::Numbers;
 
@@ -209,19 +210,22 @@ impl Var {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Class {
     ip: Ip,
-    /// `None` where it can be any number.
-    sets: [Option<Numbers>; VARS],
+    /// `None` where it can be any number. Shared, as most copies are only looked at.
+    sets: Rc<[Option<Numbers>; VARS]>,
 }
 
 impl Class {
     /// Every frame with these headers, and more: see [`Class::frames`].
     pub(super) fn every(ip: Ip) -> Self {
-        let mut class = Self { ip, sets: Default::default() };
-        class.sets[Var::Ether as usize] = Some(match ip {
-            Ip::V4 => Numbers::one(0x0800),
-            Ip::V6 => Numbers::one(0x86dd),
-            Ip::Neither => Numbers::range(0, 0xffff).without(&Numbers::each([0x0800, 0x86dd])),
-        });
+        let mut class = Self { ip, sets: Rc::default() };
+        class.put(
+            Var::Ether,
+            Some(match ip {
+                Ip::V4 => Numbers::one(0x0800),
+                Ip::V6 => Numbers::one(0x86dd),
+                Ip::Neither => Numbers::range(0, 0xffff).without(&Numbers::each([0x0800, 0x86dd])),
+            }),
+        );
         class
     }
 
@@ -235,8 +239,7 @@ impl Class {
         vec![plain(Ip::V4), unparted, parted, plain(Ip::Neither)]
     }
 
-    /// Every datagram that an IP stack takes: put together from its parts, with a header that is all there and makes
-    /// sense.
+    /// Every datagram that an IP stack takes: put together from its parts, with a header that is all there.
     pub(super) fn datagrams() -> Vec<Self> {
         let frames = Self::frames().into_iter().filter(|class| class.ip != Ip::Neither);
         let whole = frames.map(|class| {
@@ -244,7 +247,9 @@ impl Class {
             let more_or_offset = if class.ip == Ip::V4 { 0x3fff } else { 0xfff9 };
             let parts = Numbers::masked(16, more_or_offset, 0).expect("few ranges");
             let long = Numbers::range(class.ip.header(), u128::MAX);
-            class.with(Var::Frag, &parts).with(Var::Sense, &Numbers::one(1)).with(Var::NetLen, &long)
+            let class = class.with(Var::Frag, &parts).with(Var::NetLen, &long);
+            // Of IPv6 the first header is asked alone: those behind it may lead nowhere.
+            if class.ip == Ip::V4 { class.with(Var::Sense, &Numbers::one(1)) } else { class }
         });
         whole.collect()
     }
@@ -298,8 +303,12 @@ impl Class {
 
     fn set(&self, var: Var, numbers: Numbers) -> Self {
         let mut class = self.clone();
-        class.sets[var as usize] = Some(numbers);
+        class.put(var, Some(numbers));
         class
+    }
+
+    fn put(&mut self, var: Var, numbers: Option<Numbers>) {
+        Rc::make_mut(&mut self.sets)[var as usize] = numbers;
     }
 
     /// For whoever describes a class: the same, with `var` among `numbers`.
@@ -316,13 +325,13 @@ impl Class {
     #[must_use]
     pub(super) fn any(&self, var: Var) -> Self {
         let mut class = self.clone();
-        class.sets[var as usize] = None;
+        class.put(var, None);
         class
     }
 
     pub(super) fn meets(&self, other: &Self) -> bool {
         self.ip == other.ip
-            && self.sets.iter().zip(&other.sets).all(|sets| match sets {
+            && self.sets.iter().zip(other.sets.iter()).all(|sets| match sets {
                 (Some(a), Some(b)) => a.meets(b),
                 _ => true,
             })
@@ -354,6 +363,7 @@ impl Class {
     }
 
     /// Whether a packet with these numbers is one of them.
+    #[cfg(test)]
     pub(super) fn holds(&self, ip: Ip, point: &[u128; VARS]) -> bool {
         let inside = |var: Var| self.narrow(var).is_none_or(|numbers| numbers.holds(point[var as usize]));
         self.ip == ip && Var::ALL.into_iter().all(inside)
@@ -435,14 +445,26 @@ impl fmt::Display for Class {
             Ip::V6 => "IPv6",
             Ip::Neither => "no IP",
         })?;
-        let silent = |var: &Var| *var == Var::Ether && self.ip != Ip::Neither;
-        for var in Var::ALL.into_iter().filter(|var| !silent(var)) {
-            if let Some(numbers) = self.narrow(var) {
+        for var in Var::ALL {
+            if let Some(numbers) = self.narrow(var).filter(|numbers| !is_usual(var, self.ip, numbers)) {
                 write!(f, ", {} ", name(var))?;
                 list(f, numbers, |number| text(var, self.ip, number))?;
             }
         }
         Ok(())
+    }
+}
+
+/// What goes without saying.
+fn is_usual(var: Var, ip: Ip, numbers: &Numbers) -> bool {
+    match var {
+        Var::Ether => ip != Ip::Neither,
+        Var::Frag | Var::FragHeader | Var::RtHeader => numbers.holds(0),
+        Var::Len => numbers.holds(64),
+        Var::Link => numbers.holds(0x0800),
+        Var::NetLen => numbers.holds(1500),
+        Var::Sense => numbers.holds(1),
+        _ => false,
     }
 }
 

@@ -12,7 +12,7 @@ use super::class::{Class, Count, Ct, Ip, Var};
 use super::index::{Asked, Index, number};
 use super::numbers::Numbers;
 use crate::ruleset::{
-    Base, Chain, ChainKind, CtKey, Expr, Family, HookPoint, MetaKey, Reg, Rule, Ruleset, Table, Verdict,
+    Base, Chain, ChainKind, CtKey, Expr, Family, Field, HookPoint, MetaKey, Reg, Rule, Ruleset, Table, Verdict,
 };
 
 /// A link as rules see it.
@@ -393,8 +393,10 @@ impl<'a> Run<'_, 'a> {
                     at += u8::try_from(field.padded_len() / 4).map_err(|_| "its key is too long")?;
                 }
                 // Only who sends by the answer has to be told apart by it.
-                let answers = dreg
-                    .is_some_and(|dreg| rest.iter().any(|expr| matches!(expr, Expr::Fwd { sreg } if *sreg == dreg)));
+                if set.interval && set.key.contains(&Field::IfaceIndex) && self.at.point != HookPoint::Ingress {
+                    return Err("it asks for a range of interfaces");
+                }
+                let answers = dreg.is_some_and(|dreg| is_sent_by(rest, dreg));
                 let (hits, misses) = index.ask(&packets.class, &key, answers);
                 let these = |class: Class| Packets { class, ..packets.clone() };
                 if *invert {
@@ -530,6 +532,20 @@ fn decides(rule: &Rule) -> bool {
 /// Whether a rule ends with this expression.
 fn ends(expr: &Expr) -> bool {
     matches!(expr, Expr::Verdict(_) | Expr::Fwd { .. } | Expr::Reject(_) | Expr::Masquerade | Expr::Dnat { .. })
+}
+
+/// Whether packets are sent by what is in the register now.
+fn is_sent_by(rest: &[Expr], reg: Reg) -> bool {
+    for expr in rest {
+        match expr {
+            Expr::Fwd { sreg } => return *sreg == reg,
+            Expr::Meta { dreg, .. } | Expr::Payload { dreg, .. } | Expr::Immediate { dreg, .. } if *dreg == reg => {
+                return false;
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 /// What the expression that ends a rule does.

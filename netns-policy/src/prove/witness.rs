@@ -1,7 +1,9 @@
 //! One packet of a class, and the class of one packet.
 
 use super::class::{Class, Ct, Ip, VARS, Var};
-use crate::packet::{IPV4, IPV6, Packet, View};
+use crate::packet::Packet;
+#[cfg(test)]
+use crate::packet::{IPV4, IPV6, View};
 
 /// One number for every [`Var`].
 pub(super) type Point = [u128; VARS];
@@ -30,7 +32,8 @@ const fn embedded(ip: Ip) -> [(Var, usize, usize); 5] {
 const TRANSPORT: [(Var, usize, usize); 4] =
     [(Var::Sport, 0, 2), (Var::Dport, 2, 2), (Var::Flags, 13, 1), (Var::EmbVersion, 8, 1)];
 
-/// What a rule can ask of this packet; of its connection and of limits as `beside` has it.
+/// What a rule can ask of this packet, to hold classes against packets; of its connection and of limits as `beside` has it.
+#[cfg(test)]
 pub(super) fn point_of(view: &View<'_>, beside: &Point) -> (Ip, Point) {
     let ip = match view.protocol {
         IPV4 => Ip::V4,
@@ -65,15 +68,19 @@ pub(super) fn point_of(view: &View<'_>, beside: &Point) -> (Ip, Point) {
     let bytes = view.network.get(transport.offset..).unwrap_or_default();
     set(Var::Len, clamped(bytes.len()));
     for (var, offset, len) in TRANSPORT.into_iter().chain(embedded(ip)) {
-        set(var, bytes.get(offset..offset + len).map_or(0, number));
+        // The first byte of two may be there alone, and can be asked alone.
+        let there = bytes.iter().skip(offset).chain([&0; 16]).take(len);
+        set(var, there.fold(0, |number, byte| number << 8 | u128::from(*byte)));
     }
     (ip, point)
 }
 
+#[cfg(test)]
 fn number(bytes: &[u8]) -> u128 {
     super::index::number(bytes)
 }
 
+#[cfg(test)]
 fn clamped(len: usize) -> u128 {
     len.min(usize::from(u16::MAX)) as u128
 }

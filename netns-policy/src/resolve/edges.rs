@@ -17,7 +17,7 @@ use super::tor;
 
 /// The edges of the policy, ordered by their key.
 pub(crate) fn edges(policy: &Policy, names: &Names<'_>, spans: &mut Spans, out: &mut Findings) -> Vec<Edge> {
-    let mut edges = Edges { names, found: BTreeMap::new(), out: &mut *out };
+    let mut edges = Edges { names, found: BTreeMap::new(), is_full: false, asked: 0, out: &mut *out };
     for service in &policy.services {
         let origin = enabled(service).map(|name| Origin::Service(name.clone()));
         for connect in &service.connect {
@@ -67,11 +67,17 @@ pub(super) fn warn_of_repetition(said: &[(&Cause, At)], shown: &str, out: &mut F
 struct Edges<'a, 'b> {
     names: &'b Names<'a>,
     found: BTreeMap<Key, Vec<Said>>,
+    /// Whether there are too many already, so that no more are looked for.
+    is_full: bool,
+    /// How many services were asked for a port because of a tag.
+    asked: usize,
     out: &'b mut Findings,
 }
 
 impl Edges<'_, '_> {
     const MOST: usize = 50_000;
+    /// So many may be asked in vain that a policy of 50,000 edges is far below.
+    const MOST_ASKED: usize = 2_000_000;
 
     /// `origin` is `None` when the client is disabled: what it writes is checked and opens nothing.
     fn connect(&mut self, origin: Option<&Origin>, client: Option<&Service>, connect: &Connect) {
@@ -122,6 +128,15 @@ impl Edges<'_, '_> {
             self.out.add(Draft::new("W0223", at, format!("`@{tag}` selects nobody here, so this opens nothing")));
         }
         for port in &connect.ports {
+            self.asked += members.len();
+            if self.asked > Self::MOST_ASKED && !self.is_full {
+                self.is_full = true;
+                let message = "the tags of this policy stand for more than can be looked at";
+                self.out.add(Draft::new("E0221", at, message).help("name the services that are meant"));
+            }
+            if self.is_full {
+                return;
+            }
             let Some(cause) = tag.parse().ok().map(Cause::Tag) else {
                 continue;
             };
@@ -133,6 +148,9 @@ impl Edges<'_, '_> {
     fn connect_members(&mut self, origin: Option<&Origin>, members: &[&Service], cause: Cause, port: &Sp<PortRef>) {
         let mut missing = !members.is_empty();
         for member in members {
+            if self.is_full {
+                return;
+            }
             match find_port(member, &port.value) {
                 Found::Missing => continue,
                 Found::Broken => {}
@@ -219,6 +237,7 @@ impl Edges<'_, '_> {
 
     fn insert(&mut self, key: Key, cause: Cause, at: At, name: Option<PortName>) {
         if self.found.len() >= Self::MOST && !self.found.contains_key(&key) {
+            self.is_full = true;
             return self.out.once("E0221", at, format!("more than {} edges", Self::MOST));
         }
         self.found.entry(key).or_default().push((cause, at, name));

@@ -38,6 +38,7 @@ pub(crate) struct Policy {
 impl Policy {
     const SERVICES: usize = 1_000;
     const OBLIGATIONS: usize = 1_000;
+    const PORTS: usize = 1_000;
 
     /// The union of the files.
     pub(crate) fn merge(files: Vec<File>, out: &mut Findings) -> Self {
@@ -67,6 +68,14 @@ impl Policy {
             let message = format!("{} services, the limit is {}", self.services.len(), Self::SERVICES);
             out.add(Draft::new("E0221", service.at, message));
             self.services.truncate(Self::SERVICES);
+        }
+        for service in &mut self.services {
+            if let Some(port) = service.ports.get(Self::PORTS) {
+                let message =
+                    format!("{} has {} ports, the limit is {}", service.text, service.ports.len(), Self::PORTS);
+                out.add(Draft::new("E0221", port.name.at, message).help("a range is one port: `\"tcp:28332-28333\"`"));
+                service.ports.truncate(Self::PORTS);
+            }
         }
         let obligations = self.nevers.len() + self.tests.len();
         if obligations > Self::OBLIGATIONS {

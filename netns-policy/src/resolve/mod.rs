@@ -25,6 +25,7 @@ use crate::graph::{AllowGraph, Defaults, Location, Written};
 use crate::lint;
 use crate::syntax::findings::{At, Draft, Findings, Texts};
 use crate::syntax::{self, File};
+use crate::trial::Trial;
 
 use self::merge::Policy;
 use self::names::Names;
@@ -79,26 +80,47 @@ impl AllowGraph {
     ///
     /// Every mistake in them, ordered by file and position, at most [`PolicyErrors::MOST`].
     pub fn parse(sources: &[Source]) -> Result<Checked, PolicyErrors> {
-        let mut sources: Vec<&Source> = sources.iter().collect();
-        let key = |source: &Source| (source.name.clone(), source.format as u8, source.trust as u8);
-        sources.sort_by(|a, b| key(a).cmp(&key(b)).then_with(|| a.text.cmp(&b.text)));
-        // A policy is a set of files: to name one twice says nothing more.
-        sources.dedup_by(|b, a| key(a) == key(b) && a.text == b.text);
         let mut out = Findings::default();
-        let (texts, files) = read(&sources, &mut out);
+        let (texts, files) = read(&ordered(sources), &mut out);
         let mut spans = Spans { texts, spans: BTreeMap::new() };
         let policy = Policy::merge(files, &mut out);
         let resolved = resolve(&policy, &mut spans, &mut out);
         let refused = out.has_errors();
-        let (mut errors, warnings) = out.finish(&spans.texts);
+        let (errors, warnings) = out.finish(&spans.texts);
         match resolved {
             Some((graph, asks)) if !refused => Ok(Checked { graph, asks, warnings }),
-            _ => {
-                errors.truncate(PolicyErrors::MOST);
-                Err(PolicyErrors(errors))
-            }
+            _ => Err(PolicyErrors(errors)),
         }
     }
+}
+
+/// Every obligation of a policy in which nothing else is wrong.
+pub(crate) fn trials(sources: &[Source]) -> Result<Vec<Trial>, PolicyErrors> {
+    let mut out = Findings::default();
+    let (texts, files) = read(&ordered(sources), &mut out);
+    let mut spans = Spans { texts, spans: BTreeMap::new() };
+    let policy = Policy::merge(files, &mut out);
+    let resolved = resolve(&policy, &mut spans, &mut out);
+    let (mut errors, _) = out.finish(&spans.texts);
+    match resolved {
+        Some((graph, _)) if errors.iter().all(|error| obligations::BROKEN.contains(&error.code())) => {
+            Ok(obligations::trials(&policy, &Names::new(&policy), &graph, &mut spans))
+        }
+        _ => {
+            errors.truncate(PolicyErrors::MOST);
+            Err(PolicyErrors(errors))
+        }
+    }
+}
+
+/// In the order of their names, so that equal sets of files are told of in equal words. A policy is a set of files: to
+/// name one twice says nothing more.
+fn ordered(sources: &[Source]) -> Vec<&Source> {
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    let key = |source: &Source| (source.name.clone(), source.format as u8, source.trust as u8);
+    sources.sort_by(|a, b| key(a).cmp(&key(b)).then_with(|| a.text.cmp(&b.text)));
+    sources.dedup_by(|b, a| key(a) == key(b) && a.text == b.text);
+    sources
 }
 
 fn read(sources: &[&Source], out: &mut Findings) -> (Texts, Vec<File>) {

@@ -59,7 +59,8 @@ impl<'a> Names<'a> {
         if found.is_none() && !out.is_full() {
             let names = format!("the services are {}", list(self.all()));
             let draft = Draft::new("E0201", at, format!("there is no service `{}`", name.escape_debug()));
-            out.add(draft.label("declared nowhere").help(did_you_mean(name, self.all()).unwrap_or(names)));
+            let meant = if out.is_crowded() { None } else { did_you_mean(name, self.all()) };
+            out.add(draft.label("declared nowhere").help(meant.unwrap_or(names)));
         }
         found
     }
@@ -75,7 +76,8 @@ impl<'a> Names<'a> {
                 format!("the tags are {}", list(tags()))
             };
             let draft = Draft::new("E0209", at, format!("no service has the tag `{}`", tag.escape_debug()));
-            let meant = nearest(tag, tags()).map(|near| format!("did you mean `@{near}`?"));
+            let meant = if out.is_crowded() { None } else { nearest(tag, tags()) };
+            let meant = meant.map(|near| format!("did you mean `@{near}`?"));
             out.add(draft.help(meant.unwrap_or(all)));
         }
         found.map_or(&[], Vec::as_slice)
@@ -184,6 +186,10 @@ pub(crate) fn port_of<'a>(
     match find_port(service, port) {
         Found::Ports(ports, name) => return Some((ports, name)),
         Found::Broken => {}
+        Found::Missing if out.is_crowded() => {
+            let message = format!("{} has no port `{}`", service.text, port_text(port));
+            out.add(Draft::new("E0204", at, message));
+        }
         Found::Missing => out.add(no_port(service, &port_text(port), at)),
         Found::Protocol(ports) => out.add(wrong_protocol(service, port, ports, at)),
     }

@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::graph::{AllowGraph, Edge, Origin, Outbound, SocketEdge, Target};
+use crate::graph::{AllowGraph, Edge, Location, Origin, Outbound, SocketEdge, Target};
 use crate::name::PortName;
-use crate::never::{Expectation, Goal, Never, Start};
+use crate::never::{Expectation, Goal, Never, Roads, Start};
 use crate::port::Ports;
 use crate::suggest::did_you_mean;
 use crate::syntax::findings::{At, Draft, Findings, Sp};
 use crate::syntax::obligation::Test;
 use crate::syntax::reference::{LINK_LOCAL, Point, PortRef, Who};
 use crate::syntax::{obligation, service};
+use crate::trial::{self, Ask, Claim, Kind, Trial};
 
 use super::Spans;
 use super::merge::Policy;
@@ -209,9 +210,13 @@ fn plain_point(policy: &Policy, names: &Names<'_>, point: &Point) -> String {
 
 /// Refuses what breaks an invariant. An edge more can only break more, so this is told even when other mistakes are.
 pub(crate) fn check_nevers(graph: &AllowGraph, spans: &Spans, out: &mut Findings) {
+    let roads = Roads::new(graph);
     for never in graph.nevers() {
+        if out.is_full() {
+            return;
+        }
         let never_at = spans.at(&never.at);
-        for breach in never.breaches(graph) {
+        for breach in roads.breaches(never) {
             let chain = breach.chain.join(" -> ");
             let why = never.why.as_ref().map(|why| format!(": \"{}\"", why.escape_debug())).unwrap_or_default();
             let (code, what) =
@@ -244,6 +249,62 @@ pub(crate) fn check_tests(policy: &Policy, names: &Names<'_>, graph: &AllowGraph
             }
         }
     }
+}
+
+/// The codes that say no more than that an obligation is broken.
+pub(crate) const BROKEN: [&str; 3] = ["E0401", "E0402", "E0403"];
+
+/// Every obligation with its outcome.
+pub(crate) fn trials(policy: &Policy, names: &Names<'_>, graph: &AllowGraph, spans: &mut Spans) -> Vec<Trial> {
+    let nevers = graph.nevers().iter().map(|never| never_trial(never, graph)).collect::<Vec<_>>();
+    let tests = policy.tests.iter().filter_map(|test| test_trial(policy, names, graph, test, spans));
+    let mut trials: Vec<Trial> = nevers.into_iter().chain(tests).collect();
+    trials.sort_by(|a, b| (&a.at, a.kind).cmp(&(&b.at, b.kind)));
+    trials
+}
+
+fn never_trial(never: &Never, graph: &AllowGraph) -> Trial {
+    let list = |names: Vec<String>| {
+        let most = 4;
+        let more = names.len().saturating_sub(most);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{}{more}", names.into_iter().take(most).collect::<Vec<_>>().join(", "))
+    };
+    let from = list(never.from.iter().map(ToString::to_string).collect());
+    let to = list(never.to.iter().map(ToString::to_string).collect());
+    let word = if never.path.is_some() { "chain leads" } else { "edge leads" };
+    let what = format!("no {word} from {from} to {to}");
+    let claim = |holds, reason, at: &Location| Claim { what: what.clone(), holds, reason, at: at.clone(), asks: None };
+    let breaches = never.breaches(graph);
+    let mut claims: Vec<Claim> =
+        breaches.iter().map(|breach| claim(false, breach.chain.join(" -> "), &breach.at)).collect();
+    if claims.is_empty() {
+        claims.push(claim(true, "there is none".into(), &never.at));
+    }
+    Trial { kind: Kind::Never, name: never.why.clone(), claims, at: never.at.clone() }
+}
+
+fn test_trial(policy: &Policy, names: &Names<'_>, graph: &AllowGraph, test: &Test, spans: &mut Spans) -> Option<Trial> {
+    // What cannot be looked up has been told, and then nobody asks here.
+    let out = &mut Findings::default();
+    let from = Tested::from(policy, names, test, graph, out)?;
+    let points = test.can.iter().map(|point| (point, true)).chain(test.cannot.iter().map(|point| (point, false)));
+    let claims = points.filter_map(|(point, can)| {
+        let (reached, reason) = match from.reaches(point, out)? {
+            Reached::Yes(how) => (true, how),
+            Reached::No(help) => (false, help),
+        };
+        let word = if can { "can" } else { "cannot" };
+        Some(Claim {
+            what: format!("{} {word} reach {}", from.text, point.value.text),
+            holds: reached == can,
+            reason,
+            at: spans.location(point.at),
+            asks: from.asks(point, can, out),
+        })
+    });
+    let claims = claims.collect();
+    Some(Trial { kind: Kind::Test, name: test.name.clone(), claims, at: spans.location(test.from.at) })
 }
 
 fn said(test: &Test) -> String {
@@ -331,6 +392,32 @@ impl<'a> Tested<'a> {
             return Some(Reached::No(format!("{text} is a unix socket, which only a service opens here")));
         }
         Some(self.reaches_inside(&Target::Service(name.clone()), ports, text))
+    }
+
+    /// The connection that would show it.
+    fn asks(&self, point: &Sp<Point>, can: bool, out: &mut Findings) -> Option<Ask> {
+        let Point { who, port, text } = &point.value;
+        let Who::Service(word) = who else { return None };
+        let (to, ports) = match (text.as_str(), word.as_str()) {
+            (LINK_LOCAL, _) => (trial::Goal::LinkLocal, None),
+            ("lan", _) => (trial::Goal::Lan, None),
+            ("metadata", _) => (trial::Goal::Metadata, None),
+            ("wan", _) => (trial::Goal::Wan, None),
+            (_, "host") => {
+                let ports = port.as_ref().and_then(|port| host_port(self.policy, port, point.at, out));
+                (trial::Goal::Inside(Target::Host), ports)
+            }
+            _ => {
+                let service = self.names.service(word, point.at, out)?;
+                let ports = port.as_ref().and_then(|port| port_of(service, port, point.at, out)).map(|found| found.0);
+                (trial::Goal::Inside(Target::Service(service.name.clone()?)), ports)
+            }
+        };
+        let from = match &self.who {
+            Start::Inside(origin) => Some(origin.clone()),
+            _ => None,
+        };
+        Some(Ask { from, to, ports, can })
     }
 
     fn reaches_inside(&self, to: &Target, ports: Option<Ports>, text: &str) -> Reached {

@@ -25,6 +25,7 @@ pub(crate) fn exposures(policy: &Policy, spans: &mut Spans, out: &mut Findings) 
         domains: BTreeMap::new(),
         hosts: BTreeMap::new(),
         inner: BTreeMap::new(),
+        by_name: policy.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect(),
         out,
     };
     for service in &policy.services {
@@ -46,6 +47,7 @@ struct Ways<'a> {
     domains: BTreeMap<String, At>,
     hosts: BTreeMap<(Protocol, u16), At>,
     inner: BTreeMap<(String, Ports), At>,
+    by_name: BTreeMap<&'a str, &'a Peer>,
     out: &'a mut Findings,
 }
 
@@ -182,7 +184,7 @@ impl Ways<'_> {
         let mut peers = BTreeSet::new();
         for name in names {
             let known = || self.policy.peers.iter().map(|peer| peer.name.as_str());
-            match self.policy.peers.iter().find(|peer| peer.name.as_str() == name.value) {
+            match self.by_name.get(name.value.as_str()).copied() {
                 Some(peer) => {
                     if !has(peer) {
                         let draft = Draft::new(

@@ -203,7 +203,7 @@ pub(crate) fn bad_port(at: At, text: &str, error: &InvalidPort) -> Draft {
     let code = if matches!(error, InvalidPort::Backwards { .. }) { "E0207" } else { "E0206" };
     let help = match error {
         InvalidPort::Form => "write the protocol and the number, as in \"tcp:8332\", \"udp:53\" or \"tcp:28332-28333\"",
-        InvalidPort::Number(_) => "write it without sign, blank or leading zero, as in \"tcp:8332\"",
+        InvalidPort::Number(_) => "write it without sign, blank or leading zero",
         InvalidPort::Backwards { .. } => "write the lower port first",
     };
     let shown = text.escape_debug();

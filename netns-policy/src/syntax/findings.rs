@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use miette::NamedSource;
 
-use crate::diagnostic::{Finding, Place};
+use crate::diagnostic::{Finding, Place, PolicyErrors};
 use crate::graph::Location;
 
 use super::text::turns_direction;
@@ -151,6 +151,12 @@ impl Findings {
         self.errors >= Self::MOST
     }
 
+    /// Whether there are several times more mistakes than are told, so that what was meant need not be guessed: to look
+    /// through a thousand names for each of a thousand is what a hostile policy would have us do.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.errors >= 4 * PolicyErrors::MOST
+    }
+
     pub(crate) fn has_errors(&self) -> bool {
         self.errors > 0 || self.unread
     }
@@ -165,6 +171,9 @@ impl Findings {
         let masked = texts.masked(&self.secrets);
         let mut drafts = self.drafts;
         drafts.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
+        // A place costs as much as its line is long: none is looked up that nobody is told.
+        let mut errors = 0..PolicyErrors::MOST;
+        drafts.retain(|draft| draft.code.starts_with('W') || errors.next().is_some());
         let place = |at: At| Place::new(&masked[at.file], texts.location(at), at.start..at.end);
         let all = drafts.into_iter().map(|draft| {
             let second = draft.second.map(|(at, label)| (place(at), label));

@@ -105,10 +105,44 @@ pub enum Command {
         #[arg(long)]
         renumber: bool,
     },
+    /// Proves that for every packet the rules do what the policy says; needs no privilege without --live.
+    Prove {
+        /// Of the rules that the kernel holds, instead of those that are compiled.
+        #[arg(long)]
+        live: bool,
+    },
     /// Prints the JSON Schema of the policy language, for editors and programs.
     Schema,
+    /// Prints what can be reached from a place, or who can reach it, in how many steps; needs no privilege.
+    #[command(group = clap::ArgGroup::new("end").required(true).multiple(true).args(["from", "to"]))]
+    Reach {
+        /// Where it begins: a service, a peer, `host`, `peers`, `wan` or `lan`.
+        #[arg(long, value_name = "PLACE")]
+        from: Option<String>,
+        /// Where it ends; with --from, one shortest chain from there.
+        #[arg(long, value_name = "PLACE")]
+        to: Option<String>,
+        /// At most so many steps, the way in included.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        hops: Option<u32>,
+    },
     /// Prints services, addresses, edges with their counters, and drift.
     Status,
+    /// Runs the tests and invariants of the policy, each by name; needs no privilege without --live.
+    Test {
+        /// Really connect for each `can` and `cannot` too.
+        #[arg(long)]
+        live: bool,
+        /// The form of the results.
+        #[arg(long, value_enum, default_value_t = Results::Text)]
+        format: Results,
+        /// An address on the internet that answers, to stand for `wan`.
+        #[arg(long, value_name = "ADDRESS", requires = "live")]
+        wan: Option<std::net::IpAddr>,
+        /// An address of the local network that answers, to stand for `lan`.
+        #[arg(long, value_name = "ADDRESS", requires = "live")]
+        lan: Option<std::net::IpAddr>,
+    },
     /// Really connects every pair and compares with the graph.
     Verify {
         /// An address on the internet that answers on every probed port, to stand for `wan`.
@@ -147,4 +181,15 @@ pub enum Shell {
     Fish,
     /// zsh(1).
     Zsh,
+}
+
+/// Forms of what `test` found.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Results {
+    /// As with --json.
+    Json,
+    /// JUnit XML, for build servers.
+    Junit,
+    /// One line for each, and what is wrong with it.
+    Text,
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
-use netns_policy::diagnostic::{Finding, Warning};
+use netns_policy::diagnostic::{Finding, PolicyErrors, Warning};
+use netns_policy::prove::Counterexample;
 use nsctl::Error;
 use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
@@ -39,15 +40,22 @@ pub fn talk(text: impl Display) {
     writeln!(io::stderr().lock(), "nsctl: {text}").ok();
 }
 
-/// Says what is legal but doubtful.
+/// Says what is legal but doubtful, as many times as mistakes are told.
 pub fn warnings(warnings: &[Warning]) {
-    for warning in warnings {
+    let (shown, more) = warnings.split_at(warnings.len().min(PolicyErrors::MOST));
+    for warning in shown {
         talk(format_args!("{}", report(warning)));
+    }
+    if !more.is_empty() {
+        talk(format_args!("and {}; --json has them all", count(more.len(), "more warning")));
     }
 }
 
 /// A mistake in a policy file with its line, in plain ASCII: it means the same without colours.
 fn report(finding: &Finding) -> String {
+    if !finding.is_narrow() {
+        return format!("{finding:#}\n");
+    }
     let mut text = String::new();
     let theme = GraphicalTheme::none();
     match GraphicalReportHandler::new_themed(theme).with_width(110).render_report(&mut text, finding) {
@@ -106,14 +114,25 @@ fn person_readable(error: &Error) {
         return;
     }
     if let Error::Read(errors) = error {
-        return errors.0.iter().for_each(|one| coded(one.code(), &chain(one), Some(&one.help())));
+        return errors.0.iter().for_each(|one| coded(one.code(), &chain(one), Some(&one.help()), &[]));
     }
-    coded(code(error), &chain(error), help(error).as_deref());
+    coded(code(error), &chain(error), help(error).as_deref(), &witness_of(error));
+}
+
+/// The packets of which a proof fails, where one has.
+fn witness_of(error: &Error) -> Vec<String> {
+    match error {
+        Error::Unproved(found) | Error::Refuted(found) => witness(found),
+        _ => Vec::new(),
+    }
 }
 
 /// A failure that has no place in a text, with its code and the next move.
-fn coded(code: &str, message: &str, help: Option<&str>) {
+fn coded(code: &str, message: &str, help: Option<&str>, more: &[String]) {
     talk(format_args!("{code}: {message}"));
+    for line in more {
+        writeln!(io::stderr().lock(), "  {line}").ok();
+    }
     if let Some(help) = help {
         writeln!(io::stderr().lock(), "  help: {help}").ok();
     }
@@ -122,7 +141,7 @@ fn coded(code: &str, message: &str, help: Option<&str>) {
 /// Says who else can edit the policy.
 pub fn editable(editable: &[Editable]) {
     for one in editable {
-        coded(one.code(), &format!("{one}; `nsctl apply` refuses that"), Some(&one.help()));
+        coded(one.code(), &format!("{one}; `nsctl apply` refuses that"), Some(&one.help()), &[]);
     }
 }
 
@@ -143,6 +162,21 @@ pub fn files(files: &[Found]) {
         };
         talk(format_args!("{trust} {path}{how}"));
     }
+}
+
+/// Packets of which a proof fails: in words, one of them as bytes, and the rules that it meets.
+fn witness(found: &Counterexample) -> Vec<String> {
+    // As much as rules look at.
+    const SHOWN: usize = 96;
+    let mut lines = vec![format!("packets: {}", found.class)];
+    if let Some(packet) = &found.packet {
+        let bytes: String = packet.frame().iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
+        let more = packet.frame().len().saturating_sub(SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {}", count(more, "byte")) };
+        lines.push(format!("frame: {bytes}{more}"));
+    }
+    lines.extend(found.trace.iter().map(|met| format!("meets: {met}")));
+    lines
 }
 
 /// Overwrites the last line of a terminal's stderr.
@@ -173,7 +207,11 @@ fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
         let one = |error: &ReadError| plain(error.code(), error.path(), chain(error), Some(error.help()));
         return errors.0.iter().map(one).collect();
     }
-    vec![plain(code(error), None, chain(error), help(error))]
+    let mut plain = plain(code(error), None, chain(error), help(error));
+    if let Error::Unproved(found) | Error::Refuted(found) = error {
+        plain["witness"] = json!(witness(found));
+    }
+    vec![plain]
 }
 
 /// A failure that has no place in a text, with the same keys as one that has.
@@ -194,8 +232,10 @@ fn code(error: &Error) -> &'static str {
         Error::Probe(_) => nsctl::kernel::probe::ProbeError::CODE,
         Error::NoIpv6 | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.0.first().map_or("E0001", ReadError::code),
+        Error::Refuted(_) => "E0951",
         Error::Store(e) => e.code(),
         Error::Unprivileged { .. } => "E0910",
+        Error::Unproved(_) => "E0950",
         Error::Usage { .. } => "E0911",
         Error::Write { .. } => "E0915",
         Error::Layout(_) => "E0916",
@@ -230,7 +270,11 @@ fn help(error: &Error) -> Option<String> {
             "somebody with CAP_NET_ADMIN inside changes its rules or its wire: stop that service, then apply again"
                 .into(),
         ),
+        Error::Refuted(_) => Some("`nsctl status` tells what differs, `nsctl apply` mends it".into()),
         Error::Store(e) => Some(e.help().to_owned()),
+        Error::Unproved(_) => {
+            Some("this is a mistake of nsctl, and nothing was changed: please report it with the policy".into())
+        }
         Error::Unprivileged { .. } => Some("run it as root, for example with sudo".into()),
         _ => None,
     }

@@ -96,7 +96,9 @@ impl Facts<'_> {
                 self.within_limits(service, states(&class.with(Var::Daddr, &way.beyond), &[Ct::New])),
             );
             if let Some(far) = class.narrowed(Var::Daddr, &way.far) {
-                spec.must(Outcome::Accept, self.within_limits(service, states(&far, &[Ct::New])));
+                // Of a datagram without a protocol nobody knows a connection.
+                let far = states(&far, &[Ct::New]).with(Var::Sense, &Numbers::one(1));
+                spec.must(Outcome::Accept, self.within_limits(service, far));
             }
         }
     }

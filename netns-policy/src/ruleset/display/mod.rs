@@ -31,6 +31,18 @@ impl Rule {
     }
 }
 
+impl super::Set {
+    /// The key of an element as nft(8) lists it; `links` names the indexes.
+    pub fn key_in_words(&self, key: &Key, links: &BTreeMap<u32, String>) -> String {
+        value::key(self, key, links)
+    }
+
+    /// One of its elements as nft(8) prints it, with what a map answers and without what it counted.
+    pub fn display(&self, key: &Key, links: &BTreeMap<u32, String>) -> String {
+        element(self, key, self.elements.get(key).and_then(Option::as_deref), "", links)
+    }
+}
+
 impl Delta {
     /// The operations as lines for nft(8), one for each element. `sets` are those that rules may ask: of the ruleset
     /// that is desired.

@@ -20,7 +20,10 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
         let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
         let changes = plan::changes_json(&applied.changes);
         let warnings: Vec<_> = applied.checked.warnings.iter().map(|warning| warning.plain()).collect();
-        output::answer(&json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings }));
+        let proof = super::prove::as_json(&applied.proof);
+        output::answer(
+            &json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings, "proof": proof }),
+        );
         return Ok(ExitCode::SUCCESS);
     }
     output::warnings(&applied.checked.warnings);

@@ -9,14 +9,18 @@ mod fmt;
 mod graph;
 mod man;
 mod plan;
+mod prove;
+mod reach;
 mod schema;
 mod status;
+mod test;
 mod verify;
 mod why;
 
 use std::process::ExitCode;
 
 use caps::{CapSet, Capability};
+use nsctl::matrix::Outside;
 use nsctl::{Error, Options, Orchestrator};
 
 use crate::args::{Args, Command};
@@ -40,8 +44,17 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Plan { offline, exit_code, renumber } => {
             plan::plan(args, &orchestrator(args, *renumber), *offline, *exit_code)
         }
+        Command::Prove { live } => prove::prove(args, &orchestrator(args, false), *live),
         Command::Schema => Ok(schema::schema()),
+        Command::Reach { from, to, hops } => {
+            reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
+        }
         Command::Status => status::status(args, &orchestrator(args, false)),
+        Command::Test { live, format, wan, lan } => {
+            let outside =
+                Outside { wan: wan.iter().copied().collect(), lan: lan.iter().copied().collect(), netns: None };
+            test::test(args, &orchestrator(args, false), *format, *live, &outside)
+        }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
     }
@@ -55,7 +68,9 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Down { .. } => "down",
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",
+        Command::Prove { live: true } => "prove --live",
         Command::Status => "status",
+        Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
         Command::Check
         | Command::Completions { .. }
@@ -65,7 +80,10 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Graph { .. }
         | Command::Man { .. }
         | Command::Plan { .. }
+        | Command::Prove { .. }
         | Command::Schema
+        | Command::Reach { .. }
+        | Command::Test { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
@@ -83,13 +101,14 @@ fn orchestrator(args: &Args, renumber: bool) -> Orchestrator {
 }
 
 fn check(args: &Args) -> Result<ExitCode, Error> {
-    let checked = orchestrator(args, false).check()?;
+    let (checked, proof) = orchestrator(args, false).check_and_prove()?;
     let (services, edges) = (checked.graph.services().count(), checked.graph.edges().len());
     if args.json {
         let warnings = output::warnings_json(&checked.warnings, &checked.editable);
         let files = &checked.files;
+        let proof = prove::as_json(&proof);
         output::answer(
-            &serde_json::json!({ "services": services, "edges": edges, "files": files, "warnings": warnings }),
+            &serde_json::json!({ "services": services, "edges": edges, "files": files, "warnings": warnings, "proof": proof }),
         );
     } else {
         if args.verbose {
@@ -98,6 +117,7 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
         output::warnings(&checked.warnings);
         output::editable(&checked.editable);
         output::line(format_args!("ok: {}, {}", output::count(services, "service"), output::count(edges, "edge")));
+        output::line(format_args!("proved: {} classes of packets", proof.classes()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,9 @@ use crate::output;
 pub fn plan(args: &Args, nsctl: &Orchestrator, offline: bool, exit_code: bool) -> Result<ExitCode, Error> {
     let planned = if offline { nsctl.plan_offline()? } else { nsctl.plan()? };
     if args.json {
-        output::answer(&as_json(&planned.plan));
+        let mut answer = as_json(&planned.plan);
+        answer["proof"] = json!(planned.proof.as_ref().map(super::prove::as_json));
+        output::answer(&answer);
     } else {
         output::warnings(&planned.checked.warnings);
         output::editable(&planned.checked.editable);

@@ -47,7 +47,7 @@ fn passed(nsctl: &Orchestrator, graph: &AllowGraph, from: &str, to: &str, port: 
     };
     let edges: Vec<&Edge> = graph.edges().iter().filter(asked).collect();
     edges.first()?;
-    let planned = nsctl.plan().ok()?;
+    let planned = nsctl.look().ok()?;
     planned.observed.fabric.as_ref()?;
     let counts = Counts::new(&planned.observed);
     let passed = edges.into_iter().map(|edge| counts.of(edge).0);

@@ -1,0 +1,470 @@
+//! Mistakes, planted into rules: of each check it is asked whether it finds them.
+
+use std::collections::BTreeMap;
+
+use netns_policy::ruleset::decide::walk::World;
+use netns_policy::ruleset::{
+    Base, ChainKind, CtKey, Expr, Family, Hook, HookPoint, Key, MetaKey, Reg, Rule, Table, Verdict,
+};
+
+/// Small, and with a little of everything.
+pub const SMALL: &str = r#"
+schema = 1
+[network]
+name = "node"
+lan = ["192.168.1.0/24"]
+[service.alpha]
+outbound = ["direct", "lan"]
+dns = "direct"
+connect.bravo = ["web", "big", "dns"]
+[service.bravo]
+ports = { web = "tcp:80", big = "tcp:1000-1200", dns = "udp:53" }
+[service.charlie]
+outbound = { direct = ["tcp:443"] }
+connect.bravo = ["dns"]
+[host]
+may_connect.alpha = ["tcp:22"]
+"#;
+
+fn panel(world: &mut World) -> &mut Table {
+    world.fabric.tables.get_mut(&(Family::Netdev, "nsctl".into())).unwrap()
+}
+
+fn lock<'a>(world: &'a mut World, place: &str) -> &'a mut Table {
+    world.places.get_mut(place).unwrap().lock.tables.values_mut().next().unwrap()
+}
+
+fn host(world: &mut World) -> &mut Table {
+    world.leg.as_mut().unwrap().host.tables.values_mut().next().unwrap()
+}
+
+fn rules<'a>(table: &'a mut Table, chain: &str) -> &'a mut Vec<Rule> {
+    &mut table.chains.get_mut(chain).unwrap().rules
+}
+
+fn asks(rule: &Rule, set: &str) -> bool {
+    rule.0.iter().any(|expr| matches!(expr, Expr::Lookup { set: asked, .. } if asked == set))
+}
+
+/// Removes the rules that ask a set.
+fn forget(table: &mut Table, chain: &str, set: &str) {
+    rules(table, chain).retain(|rule| !asks(rule, set));
+}
+
+/// Removes a question (its loads and the lookup) from every rule of the chain that asks it, and keeps the rest.
+fn unasked(table: &mut Table, chain: &str, set: &str) {
+    for rule in rules(table, chain) {
+        rule.0.retain(|expr| !matches!(expr, Expr::Lookup { set: asked, dreg: None, .. } if asked == set));
+    }
+}
+
+fn elements<'a>(table: &'a mut Table, set: &str) -> &'a mut BTreeMap<Key, Option<Vec<u8>>> {
+    &mut table.sets.get_mut(set).unwrap().elements
+}
+
+fn open(table: &mut Table, chain: &str) {
+    table.chains.get_mut(chain).unwrap().hook.as_mut().unwrap().policy_accept = true;
+    rules(table, chain)
+        .retain(|rule| !rule.0.iter().any(|e| matches!(e, Expr::Reject(_) | Expr::Verdict(Verdict::Drop))));
+}
+
+fn accept() -> Rule {
+    Rule::from(vec![Expr::Verdict(Verdict::Accept)])
+}
+
+/// One mistake, and its name.
+pub type Mutant = (&'static str, fn(&mut World));
+
+pub const MUTANTS: [Mutant; 30] = [
+    ("an edge is missing", |w| drop(elements(panel(w), "edges4").pop_first())),
+    ("a reply is missing", |w| drop(elements(panel(w), "replies6").pop_last())),
+    ("a range is missing", |w| elements(panel(w), "edge_ranges4").clear()),
+    ("an element has its ends swapped", |w| {
+        let (key, out) = elements(panel(w), "edges4").pop_first().unwrap();
+        let from = [&key.from[..4], &key.from[8..12], &key.from[4..8], &key.from[12..]].concat();
+        elements(panel(w), "edges4").insert(Key { from, to: None }, out);
+    }),
+    ("an edge leads to the wrong wire", |w| {
+        let wire = w.places["charlie"].fabric_index.to_ne_bytes().to_vec();
+        elements(panel(w), "edges4").values_mut().for_each(|out| *out = Some(wire.clone()));
+    }),
+    ("an element has the wrong port", |w| {
+        let (mut key, out) = elements(panel(w), "edges6").pop_first().unwrap();
+        let last = key.from.len() - 3;
+        key.from[last] ^= 1;
+        elements(panel(w), "edges6").insert(key, out);
+    }),
+    ("one element more, in both locks too", |w| {
+        let port = |key: &Key| {
+            let mut key = key.clone();
+            let at = key.from.len() - 3;
+            key.from[at] ^= 1;
+            key
+        };
+        let more = |set: &mut BTreeMap<Key, Option<Vec<u8>>>| {
+            let new: Vec<_> = set.iter().map(|(key, out)| (port(key), out.clone())).collect();
+            set.extend(new);
+        };
+        more(elements(panel(w), "edges4"));
+        more(elements(lock(w, "alpha"), "out4"));
+        more(elements(lock(w, "bravo"), "in4"));
+    }),
+    ("replies may be pure SYNs", |w| {
+        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4")) {
+            let flags = |e: &Expr| matches!(e, Expr::Payload { offset: 13, .. } | Expr::Bitwise { .. });
+            let compared = |e: &Expr| matches!(e, Expr::Cmp { equal: false, data, .. } if *data == [2]);
+            rule.0.retain(|e| !flags(e) && !compared(e));
+        }
+        open(lock(w, "alpha"), "input");
+        open(lock(w, "bravo"), "output");
+    }),
+    ("fragments are asked for ports", |w| {
+        for chain in ["panel4", "panel6"] {
+            let goes =
+                |rule: &Rule| matches!(rule.0.last(), Some(Expr::Verdict(Verdict::Goto(to))) if to.starts_with("frag"));
+            rules(panel(w), chain).retain(|rule| !goes(rule));
+        }
+    }),
+    ("fragments may go anywhere that edges lead", |w| {
+        let forward = rules(panel(w), "panel4").iter().find(|rule| asks(rule, "edges4")).unwrap().clone();
+        rules(panel(w), "fragments4").insert(0, forward);
+    }),
+    ("no fragment passes", |w| rules(panel(w), "fragments4").clear()),
+    ("tags pass", |w| drop(rules(panel(w), "panel").drain(..2))),
+    ("routing headers pass", |w| drop(rules(panel(w), "panel6").remove(0))),
+    ("errors do not look at the embedded header", |w| {
+        for rule in rules(panel(w), "panel4").iter_mut().filter(|rule| asks(rule, "replies4") && asks(rule, "sources4"))
+        {
+            let at = rule.0.iter().position(|e| matches!(e, Expr::Cmp { equal: false, data, .. } if data.len() == 4));
+            let first = rule.0.iter().position(|e| matches!(e, Expr::Cmp { data, .. } if *data == [0x45])).unwrap();
+            rule.0.drain(first + 1..=at.unwrap());
+        }
+        // The flow is known to the receiver: what its lock would refuse is let through to see what the panel does.
+        open(lock(w, "bravo"), "input");
+        open(lock(w, "alpha"), "input");
+    }),
+    ("errors may have any source", |w| {
+        unasked(panel(w), "panel4", "sources4");
+    }),
+    ("errors are forgotten", |w| forget(panel(w), "panel4", "sources4")),
+    ("echo is forgotten", |w| elements(panel(w), "echo6").clear()),
+    ("the input lock accepts by default", |w| open(lock(w, "bravo"), "input")),
+    ("established is accepted after the refusal", |w| {
+        let first = rules(lock(w, "alpha"), "input").remove(1);
+        rules(lock(w, "alpha"), "input").push(first);
+    }),
+    ("related is accepted whatever it is", |w| {
+        for rule in rules(lock(w, "bravo"), "input") {
+            rule.0.retain(|e| !matches!(e, Expr::Lookup { set, .. } if set.starts_with("icmp_errors")));
+        }
+        elements(panel(w), "icmp_errors4").insert(Key { from: vec![5, 0, 0, 0], to: None }, None);
+    }),
+    ("new is accepted from anybody who may ask", |w| unasked(lock(w, "alpha"), "output", "out4")),
+    ("direct means private addresses too", |w| {
+        unasked(panel(w), "panel4", "private4");
+        unasked(lock(w, "alpha"), "output", "private4");
+        unasked(lock(w, "uplink"), "forward", "not_direct4");
+        elements(host(w), "not_direct4").clear();
+    }),
+    ("direct means the host's links too", |w| {
+        elements(lock(w, "uplink"), "not_direct4").retain(|key, _| key.from[..2] != [203, 0]);
+    }),
+    ("the gateway lets everybody out", |w| rules(lock(w, "uplink"), "forward").insert(0, accept())),
+    ("the gateway lets everybody in", |w| {
+        let back = rules(lock(w, "uplink"), "forward")
+            .iter_mut()
+            .find(|rule| rule.0.iter().any(|e| matches!(e, Expr::Ct { key: CtKey::Direction, .. })));
+        *back.unwrap() = accept();
+    }),
+    ("the gateway does not masquerade", |w| rules(lock(w, "uplink"), "leaving").clear()),
+    ("the host does not masquerade", |w| rules(host(w), "leaving").clear()),
+    ("the host is reached by going out", |w| {
+        elements(lock(w, "uplink"), "host4").clear();
+        rules(host(w), "input").clear();
+    }),
+    ("the resolver is not found", |w| rules(lock(w, "uplink"), "to_resolver").clear()),
+    ("errors of routers do not come back", |w| elements(panel(w), "errors_back4").clear()),
+];
+
+// ---- more of them ----------------------------------------------------------------------------------------------------
+
+/// `ct state STATE`.
+fn state(bits: u32) -> Vec<Expr> {
+    vec![
+        Expr::Ct { key: CtKey::State, dreg: Reg(0) },
+        Expr::Bitwise { sreg: Reg(0), dreg: Reg(0), mask: bits.to_ne_bytes().into(), xor: vec![0; 4] },
+        Expr::Cmp { equal: false, sreg: Reg(0), data: vec![0; 4] },
+    ]
+}
+
+fn l4proto(number: u8) -> Vec<Expr> {
+    vec![
+        Expr::Meta { key: MetaKey::L4proto, dreg: Reg(0) },
+        Expr::Cmp { equal: true, sreg: Reg(0), data: vec![number] },
+    ]
+}
+
+fn accepting(words: Vec<Expr>) -> Rule {
+    Rule::from([words, vec![Expr::Verdict(Verdict::Accept)]].concat())
+}
+
+/// `... fwd to "SERVICE"`.
+fn into_wire(w: &World, words: Vec<Expr>, service: &str) -> Rule {
+    let index = w.places[service].fabric_index.to_ne_bytes().to_vec();
+    Rule::from([words, vec![Expr::Immediate { dreg: Reg(0), data: index }, Expr::Fwd { sreg: Reg(0) }]].concat())
+}
+
+/// Removes the first comparison with `data` from every rule, with the load before it.
+fn uncompared(table: &mut Table, chain: &str, data: &[u8]) {
+    for rule in rules(table, chain) {
+        let at = rule.0.iter().position(|e| matches!(e, Expr::Cmp { data: own, .. } if own == data));
+        at.into_iter().for_each(|at| drop(rule.0.drain(at - 1..=at)));
+    }
+}
+
+/// The same element, with something done to its key.
+fn altered(table: &mut Table, set: &str, alter: impl Fn(&mut Key)) {
+    let (mut key, out) = elements(table, set).pop_first().unwrap();
+    alter(&mut key);
+    elements(table, set).insert(key, out);
+}
+
+fn without_address(table: &mut Table, chain: &str, set: &str) {
+    for rule in rules(table, chain).iter_mut().filter(|rule| asks(rule, set)) {
+        rule.0.retain(|e| !matches!(e, Expr::Lookup { set: asked, .. } if asked == set));
+    }
+}
+
+fn base(point: HookPoint, rules: Vec<Rule>) -> netns_policy::ruleset::Chain {
+    let hook = Hook { kind: ChainKind::Filter, point, device: None, priority: -300, policy_accept: true };
+    netns_policy::ruleset::Chain { hook: Some(hook), rules }
+}
+
+/// A network with everything: tor, limits, a way out of every kind.
+pub const LARGE: &str = r#"
+schema = 1
+[network]
+name = "node"
+lan = ["192.168.1.0/24"]
+resolvers = ["9.9.9.9", "2620:fe::fe"]
+[service.alpha]
+outbound = ["direct", "lan"]
+dns = "direct"
+connect.bravo = ["web", "big", "dns"]
+limits = { flows = 100, new_per_second = 50 }
+[service.bravo]
+ports = { web = "tcp:80", big = "tcp:1000-1200", dns = "udp:53" }
+dns = "tor"
+[service.charlie]
+outbound = { direct = ["tcp:443"], lan = ["192.168.1.20/32 tcp:5000"] }
+connect.bravo = ["dns", "web"]
+[service.tor]
+role = "tor"
+outbound = "direct"
+dns = "direct"
+ports = { socks = "tcp:9050", dns = "udp:9053" }
+[host]
+may_connect.alpha = ["tcp:22"]
+accepts = { backup = { port = "tcp:8000", from = ["charlie"] } }
+"#;
+
+/// The ten of the compiler, as they look in a panel; mistakes of the locks; and such as a sample would hardly meet.
+pub const MORE: [Mutant; 56] = [
+    ("panel: policy accept", |w| {
+        let chains = panel(w).chains.values_mut().filter_map(|chain| chain.hook.as_mut());
+        chains.for_each(|hook| hook.policy_accept = true);
+        for chain in ["panel", "panel4", "panel6"] {
+            drop(rules(panel(w), chain).pop());
+        }
+    }),
+    ("panel: no anti-spoof", |w| {
+        let set = panel(w).sets.get_mut("edges4").unwrap();
+        set.interval = true;
+        set.elements = std::mem::take(&mut set.elements)
+            .into_iter()
+            .map(|(mut key, out)| {
+                let mut to = key.from.clone();
+                key.from[4..8].fill(0);
+                to[4..8].fill(0xff);
+                (Key { from: key.from, to: Some(to) }, out)
+            })
+            .collect();
+    }),
+    ("panel: established is accepted", |w| rules(panel(w), "panel4").insert(0, accepting(state(2)))),
+    ("panel: established is handed on", |w| {
+        let rule = into_wire(w, state(2), "bravo");
+        rules(panel(w), "panel6").insert(1, rule);
+    }),
+    ("panel: related from anyone", |w| {
+        let rule = into_wire(w, state(4), "alpha");
+        rules(panel(w), "panel4").insert(1, rule);
+    }),
+    ("panel: the reply map is missing", |w| elements(panel(w), "replies4").clear()),
+    ("panel: an edge is reversed", |w| {
+        let (wire, out) = (w.places["alpha"].fabric_index, w.places["bravo"].fabric_index);
+        let edges = elements(panel(w), "edges4");
+        let key = edges.iter().find(|(key, _)| key.from[..4] == wire.to_ne_bytes()).unwrap().0.clone();
+        edges.remove(&key);
+        let from = [&out.to_ne_bytes()[..], &key.from[8..12], &key.from[4..8], &key.from[12..]].concat();
+        edges.insert(Key { from, to: None }, Some(wire.to_ne_bytes().into()));
+    }),
+    ("panel: a range is off by one at its end", |w| {
+        altered(panel(w), "edge_ranges4", |key| key.to.as_mut().unwrap()[17] += 1);
+    }),
+    ("panel: a range is off by one at its start", |w| {
+        altered(panel(w), "reply_ranges6", |key| key.from[41] += 1);
+    }),
+    ("panel: an edge is dropped", |w| drop(elements(panel(w), "edges6").pop_last())),
+    ("panel: an edge is too wide", |w| {
+        altered(panel(w), "edge_ranges6", |key| {
+            key.from[40..42].fill(0);
+            key.to.as_mut().unwrap()[40..42].fill(0xff);
+        });
+    }),
+    ("panel: TCP and UDP are swapped", |w| altered(panel(w), "edges4", |key| key.from[12] ^= 6 ^ 17)),
+    ("panel: an element of another protocol more", |w| {
+        let edges = elements(panel(w), "edges4");
+        let (mut key, out) = edges.first_key_value().map(|(key, out)| (key.clone(), out.clone())).unwrap();
+        key.from[12] = 132;
+        edges.insert(key, out);
+    }),
+    ("panel: replies may open TCP, though the locks would not", |w| {
+        for rule in rules(panel(w), "panel6").iter_mut().filter(|rule| asks(rule, "replies6")) {
+            let flags = |e: &Expr| matches!(e, Expr::Payload { offset: 13, .. } | Expr::Bitwise { .. });
+            let compared = |e: &Expr| matches!(e, Expr::Cmp { equal: false, data, .. } if *data == [2]);
+            rule.0.retain(|e| !flags(e) && !compared(e));
+        }
+    }),
+    ("panel: service tags pass", |w| drop(rules(panel(w), "panel").remove(1))),
+    ("panel: headers with options are embedded", |w| uncompared(panel(w), "panel4", &[0x45])),
+    ("panel: source quench is an error too", |w| {
+        elements(panel(w), "icmp_errors4").insert(Key { from: vec![4, 0, 0, 0], to: None }, None);
+    }),
+    ("panel: multicast is public", |w| {
+        elements(panel(w), "private4").retain(|key, _| key.from[0] != 224);
+    }),
+    ("panel: shared addresses are public as sources", |w| {
+        elements(panel(w), "private6").retain(|key, _| key.from[..2] != [0x00, 0x64]);
+    }),
+    ("panel: errors of the pool's addresses come in by the gateway", |w| elements(panel(w), "pool4").clear()),
+    ("panel: the gateway may not speak as the resolver", |w| {
+        let uplink = w.places["uplink"].fabric_index.to_ne_bytes();
+        let resolver: Vec<_> =
+            elements(panel(w), "sources4").keys().filter(|k| k.from[..4] == uplink).cloned().collect();
+        assert_eq!(resolver.len(), 2);
+        resolver.iter().for_each(|key| drop(elements(panel(w), "sources4").remove(key)));
+    }),
+    ("panel: one wire has no chain", |w| {
+        let device = w.places["charlie"].fabric_link.clone();
+        panel(w).chains.retain(|_, chain| chain.hook.as_ref().is_none_or(|h| h.device.as_ref() != Some(&device)));
+    }),
+    ("panel: no rule at all", |w| w.fabric.tables.clear()),
+    ("panel: ARP passes", |w| {
+        let rule = into_wire(w, vec![], "bravo");
+        let last = rules(panel(w), "panel").len() - 1;
+        rules(panel(w), "panel").insert(last, rule);
+    }),
+    ("lock: input accepts by default", |w| {
+        lock(w, "charlie").chains.get_mut("input").unwrap().hook.as_mut().unwrap().policy_accept = true;
+        drop(rules(lock(w, "charlie"), "input").pop());
+    }),
+    ("lock: new from anybody to a declared port", |w| {
+        rules(lock(w, "bravo"), "input").insert(1, accepting([l4proto(6), state(8)].concat()));
+    }),
+    ("lock: established is not accepted", |w| drop(rules(lock(w, "alpha"), "input").remove(1))),
+    ("lock: related, whatever it is", |w| rules(lock(w, "bravo"), "input").insert(1, accepting(state(4)))),
+    ("lock: invalid is accepted", |w| rules(lock(w, "bravo"), "input").insert(1, accepting(state(1)))),
+    ("lock: untracked is accepted", |w| rules(lock(w, "tor"), "output").insert(1, accepting(state(64)))),
+    ("lock: it forwards", |w| {
+        lock(w, "alpha").chains.get_mut("forward").unwrap().hook.as_mut().unwrap().policy_accept = true;
+    }),
+    ("lock: the output is open", |w| {
+        rules(lock(w, "bravo"), "output").insert(1, accepting(vec![]));
+    }),
+    ("lock: one port of a peer more", |w| {
+        let set = elements(lock(w, "bravo"), "in6");
+        let (mut key, _) = set.first_key_value().map(|(key, out)| (key.clone(), out.clone())).unwrap();
+        key.from[21] ^= 0x80;
+        set.insert(key, None);
+    }),
+    ("lock: one port of a peer less", |w| drop(elements(lock(w, "charlie"), "out4").pop_first())),
+    ("lock: a private prefix is missing", |w| {
+        elements(lock(w, "alpha"), "private4").retain(|key, _| key.from[..2] != [100, 64]);
+    }),
+    ("lock: unasked echo replies are taken", |w| {
+        let kind = vec![
+            Expr::Payload { base: Base::Transport, offset: 0, len: 1, dreg: Reg(0) },
+            Expr::Cmp { equal: true, sreg: Reg(0), data: vec![0] },
+        ];
+        rules(lock(w, "bravo"), "input").insert(1, accepting([l4proto(1), kind].concat()));
+    }),
+    ("lock: the limit lets pass what is beyond it", |w| {
+        let over = Expr::Limit { per_second: 50, burst: 50, over: true };
+        rules(lock(w, "alpha"), "output").insert(1, accepting([state(8), vec![over]].concat()));
+    }),
+    ("lock: the limits are forgotten", |w| {
+        rules(lock(w, "alpha"), "output")
+            .retain(|rule| !rule.0.iter().any(|e| matches!(e, Expr::Limit { over: true, .. })));
+    }),
+    ("lock: the number of flows is not limited", |w| {
+        rules(lock(w, "alpha"), "output").retain(|rule| !rule.0.iter().any(|e| matches!(e, Expr::CtCountOver { .. })));
+    }),
+    ("lock: names are asked at another port", |w| {
+        for expr in rules(lock(w, "bravo"), "resolve").iter_mut().flat_map(|rule| &mut rule.0) {
+            if let Expr::Immediate { data, .. } = expr
+                && data.len() == 2
+            {
+                data[1] ^= 1;
+            }
+        }
+    }),
+    ("lock: names are not asked of tor", |w| drop(lock(w, "bravo").chains.remove("resolve"))),
+    ("lock: somebody drops before it", |w| {
+        lock(w, "bravo")
+            .chains
+            .insert("x".into(), base(HookPoint::Prerouting, vec![Rule::from(vec![Expr::Verdict(Verdict::Drop)])]));
+    }),
+    ("gateway: direct without its exclusions", |w| without_address(lock(w, "uplink"), "forward", "not_direct6")),
+    ("gateway: it lets in what is established from outside", |w| {
+        let direction = |e: &Expr| matches!(e, Expr::Ct { key: CtKey::Direction, .. });
+        let back = rules(lock(w, "uplink"), "forward").iter_mut().find(|rule| rule.0.iter().any(direction)).unwrap();
+        let at = back.0.iter().position(direction).unwrap();
+        back.0.drain(at..=at + 1);
+    }),
+    ("gateway: it forwards what is invalid", |w| {
+        let drops = |rule: &Rule| {
+            rule.0.iter().any(|e| matches!(e, Expr::Bitwise { mask, .. } if *mask == 65u32.to_ne_bytes()))
+        };
+        rules(lock(w, "uplink"), "forward").retain(|rule| !drops(rule));
+    }),
+    ("gateway: it sends back by its wire", |w| {
+        rules(lock(w, "uplink"), "forward").insert(2, accepting(state(2)));
+    }),
+    ("gateway: it does not masquerade IPv6", |w| {
+        let four = vec![
+            Expr::Meta { key: MetaKey::Nfproto, dreg: Reg(0) },
+            Expr::Cmp { equal: true, sreg: Reg(0), data: vec![2] },
+        ];
+        rules(lock(w, "uplink"), "leaving").iter_mut().for_each(|rule| drop(rule.0.splice(0..0, four.clone())));
+    }),
+    ("gateway: it takes new connections", |w| rules(lock(w, "uplink"), "input").insert(1, accepting(state(8)))),
+    ("gateway: another service may ask for names", |w| {
+        let set = elements(lock(w, "uplink"), "resolvers4");
+        let (mut key, _) = set.first_key_value().map(|(key, out)| (key.clone(), out.clone())).unwrap();
+        key.from[3] ^= 7;
+        set.insert(key, None);
+    }),
+    ("host: the leg leads to the host", |w| drop(rules(host(w), "from_leg").remove(0))),
+    ("host: containers use its wire", |w| drop(rules(host(w), "forward").remove(1))),
+    ("host: new connections come in by the leg", |w| rules(host(w), "to_leg").insert(0, accepting(state(8)))),
+    ("host: its wire takes everything", |w| rules(host(w), "from_fabric").insert(0, accepting(vec![]))),
+    ("host: its own traffic is dropped", |w| {
+        rules(host(w), "input").push(Rule::from(vec![Expr::Verdict(Verdict::Drop)]))
+    }),
+    ("host: the guard is missing", |w| {
+        rules(host(w), "forward").truncate(4);
+    }),
+    ("host: its addresses in the fabric are open to others", |w| {
+        drop(rules(host(w), "input").pop());
+    }),
+];
