@@ -53,10 +53,12 @@
 pub mod attempt;
 pub mod exec;
 pub(crate) mod file;
+pub mod grant;
 pub mod internet;
 pub mod kernel;
 pub mod matrix;
 pub mod orchestrator;
+pub mod own;
 pub mod policy;
 pub mod reconcile;
 pub mod report;

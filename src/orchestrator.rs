@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use netns_policy::address::{AddressBook, AddressError, AddressPlan};
+use netns_policy::ask::Ask;
 use netns_policy::changes::Change;
 use netns_policy::desired::Desired;
 use netns_policy::diagnostic::{PolicyErrors, Warning};
@@ -29,6 +30,7 @@ use crate::kernel::nft::NftError;
 use crate::kernel::probe::{self, ProbeError};
 use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux, netns};
+use crate::own;
 use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::reconcile;
 use crate::report::{Report, StepError};
@@ -105,6 +107,9 @@ pub enum Error {
         /// The networks that are known.
         known: Vec<NetworkName>,
     },
+    /// The policy file of ours cannot be changed.
+    #[error(transparent)]
+    Own(#[from] crate::own::OwnError),
     /// The policy is wrong.
     #[error("the policy is refused")]
     Policy(#[from] PolicyErrors),
@@ -220,6 +225,8 @@ fn steps_of(spoiled: &[StepError]) -> String {
 pub struct Checked {
     /// The allow-graph.
     pub graph: AllowGraph,
+    /// What fragments ask for, answered or not.
+    pub asks: Vec<Ask>,
     /// Legal, but doubtful.
     pub warnings: Vec<Warning>,
     /// The files that it was read from, and those that they mask.
@@ -315,9 +322,9 @@ impl Orchestrator {
     ///
     /// [`Error::Read`] and [`Error::Policy`].
     pub fn check(&self) -> Result<Checked, Error> {
-        let policy::Read { sources, files, editable } = policy::read(&self.options.policy)?;
+        let policy::Read { sources, files, editable } = own::read(&self.options)?;
         let checked = AllowGraph::parse(&sources)?;
-        Ok(Checked { graph: checked.graph, warnings: checked.warnings, files, editable })
+        Ok(Checked { graph: checked.graph, asks: checked.asks, warnings: checked.warnings, files, editable })
     }
 
     /// The policy, if it is nobody's to change but root's and the caller's.
@@ -348,7 +355,7 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::check`], but for broken tests and invariants.
     pub fn trials(&self) -> Result<Vec<Trial>, Error> {
-        Ok(AllowGraph::trials(&policy::read(&self.options.policy)?.sources)?)
+        Ok(AllowGraph::trials(&own::read(&self.options)?.sources)?)
     }
 
     /// What [`Orchestrator::apply`] would do, with the proof that it is what the policy says. Changes nothing.

@@ -409,6 +409,10 @@ impl<'a> Tested<'a> {
             }
             _ => {
                 let service = self.names.service(word, point.at, out)?;
+                // What is reached by a path, no connection shows.
+                if port.as_ref().is_some_and(|port| socket_at(service, port).is_some()) {
+                    return None;
+                }
                 let ports = port.as_ref().and_then(|port| port_of(service, port, point.at, out)).map(|found| found.0);
                 (trial::Goal::Inside(Target::Service(service.name.clone()?)), ports)
             }

@@ -81,6 +81,24 @@ pub enum Command {
         #[arg(value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
+    /// Lists what fragments of packages ask for, or answers them: opens nothing before the next apply.
+    Grant {
+        /// A fragment or a service that asks; left out: list.
+        #[arg(value_name = "NAME")]
+        who: Option<String>,
+        /// Of what it asks for, this alone: `lnd`, `lnd:rpc`, `clightning:unix:rpc`.
+        #[arg(value_name = "TARGET[:PORT]", requires = "who")]
+        target: Option<String>,
+        /// Take back what was granted.
+        #[arg(long, requires = "who")]
+        revoke: bool,
+        /// Show what would change, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Write the answer to this file; default: 90-nsctl.toml in the last directory of --policy, else of /etc.
+        #[arg(long, value_name = "FILE")]
+        into: Option<PathBuf>,
+    },
     /// Prints the allow-graph; needs no privilege.
     Graph {
         /// The form.
