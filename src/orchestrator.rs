@@ -343,10 +343,9 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::check`]; [`Error::Unproved`].
     pub fn check_and_prove(&self) -> Result<(Checked, Proof), Error> {
-        let (book, nothing) = (AddressBook::default(), Observed::default());
-        let planned = self.planned_on(self.check()?, &book, nothing, Capabilities::default())?;
-        let proof = proved(&planned)?;
-        Ok((planned.checked, proof))
+        let checked = self.check()?;
+        let proof = proved_alone(&checked.graph, &AddressBook::default())?;
+        Ok((checked, proof))
     }
 
     /// Every `[[test]]` and `[[never]]` with its outcome, of a policy that may break them. Needs no privilege.
@@ -389,7 +388,8 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan_offline`].
     pub fn prove(&self) -> Result<Proof, Error> {
-        proved(&self.look_offline()?)
+        let graph = self.check()?.graph;
+        proved_alone(&graph, &self.store(&graph.network().name).addresses()?)
     }
 
     /// Reads the rules that the kernel holds and proves that they do what the policy says.
@@ -728,6 +728,14 @@ fn addresses_seen(observed: &Observed, network: &NetworkName) -> BTreeMap<String
         observed.fabric_knows(network, name).then(|| (name.to_owned(), link.addresses.clone()))
     });
     seen.collect()
+}
+
+/// For an empty machine, and without a plan for it, which would hold every rule once more.
+fn proved_alone(graph: &AllowGraph, book: &AddressBook) -> Result<Proof, Error> {
+    let addresses = AddressPlan::assign(graph, book, now(), false)?;
+    let nothing = Observed::default();
+    let (desired, _) = Desired::new(graph, &addresses, &nothing, Capabilities::default(), book.next_index);
+    prove(graph, &addresses, &nothing.host, &desired).map_err(Error::Unproved)
 }
 
 fn proved(planned: &Planned) -> Result<Proof, Error> {
