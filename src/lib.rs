@@ -50,6 +50,7 @@
 //! - Nothing of the host is changed but what bears our mark: namespaces, links, tables, routes and rules of our names.
 //! - What exists is read from the kernel before every change, never remembered.
 
+pub mod attempt;
 pub mod exec;
 pub(crate) mod file;
 pub mod grant;

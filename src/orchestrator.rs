@@ -254,13 +254,6 @@ pub struct Planned {
     pub proof: Option<Proof>,
 }
 
-impl Planned {
-    /// The policy alone: the rest is gone when the next look is taken, since two looks at a large network fill the memory.
-    fn into_checked(self) -> Checked {
-        self.checked
-    }
-}
-
 /// What `apply` did.
 #[derive(Debug)]
 pub struct Applied {
@@ -396,7 +389,7 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan_offline`].
     pub fn prove(&self) -> Result<Proof, Error> {
-        proved(&self.planned_offline()?)
+        proved(&self.look_offline()?)
     }
 
     /// Reads the rules that the kernel holds and proves that they do what the policy says.
@@ -416,12 +409,17 @@ impl Orchestrator {
     ///
     /// When the policy is wrong or the recorded addresses cannot be read.
     pub fn plan_offline(&self) -> Result<Planned, Error> {
-        let mut planned = self.planned_offline()?;
+        let mut planned = self.look_offline()?;
         planned.proof = Some(proved(&planned)?);
         Ok(planned)
     }
 
-    fn planned_offline(&self) -> Result<Planned, Error> {
+    /// The same without a proof, for who only looks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan_offline`].
+    pub fn look_offline(&self) -> Result<Planned, Error> {
         let checked = self.check()?;
         let store = self.store(&checked.graph.network().name);
         let book = store.addresses()?;

@@ -21,7 +21,6 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::stat::{major, minor};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::file::{self, FileError};
@@ -208,7 +207,7 @@ impl Store {
     ///
     /// When the file is there and cannot be read or understood: addresses are never guessed anew over a broken record.
     pub fn addresses(&self) -> Result<AddressBook, StoreError> {
-        self.read(ADDRESSES)
+        self.read(ADDRESSES, AddressBook::from_json)
     }
 
     /// Records addresses.
@@ -242,7 +241,7 @@ impl Store {
     }
 
     fn recorded_sysctls(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        let recorded: BTreeMap<String, String> = self.read(SYSCTLS)?;
+        let recorded: BTreeMap<String, String> = self.read(SYSCTLS, |text| serde_json::from_slice(text))?;
         let this = Sysctl::at(BOOT).read().ok();
         let another = |boot: &String| this.as_ref().is_some_and(|this| this != boot);
         Ok(if recorded.get(BOOT).is_some_and(another) { BTreeMap::new() } else { recorded })
@@ -298,7 +297,11 @@ impl Store {
         Ok(aside)
     }
 
-    fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
+    fn read<T: Default>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+    ) -> Result<T, StoreError> {
         let path = self.directory.join(name);
         self.is_ours()?;
         let text = match file::read(&path, LIMIT) {
@@ -307,7 +310,7 @@ impl Store {
             Err(FileError::Io(source)) => return Err(StoreError::Io { action: "read", path, source }),
             Err(error) => return Err(StoreError::Io { action: "read", path, source: io::Error::other(error) }),
         };
-        serde_json::from_slice(&text).map_err(|source| StoreError::Corrupt { path, source })
+        parse(&text).map_err(|source| StoreError::Corrupt { path, source })
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {

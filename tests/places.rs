@@ -92,13 +92,11 @@ fn a_package_s_fragments_are_its_word_and_the_operator_masks_them() {
         assert_eq!(refused(), ["E0001 "], "there is none yet");
         put("/etc/nsctl", "policy.toml", NODE);
         for name in ["10-a.toml", "20-b.toml", "30-c.toml", "40-d.toml", "README"] {
-            put(VENDOR, name, "schema = 1\nfragment = \"f\"\n");
+            put(VENDOR, name, &format!("schema = 1\nfragment = \"{}\"\n", &name[3..4]));
         }
         put(OPERATOR, "20-b.toml", "schema = 1\n");
         put(OPERATOR, "30-c.toml", "");
         symlink("/dev/null", Path::new(OPERATOR).join("40-d.toml")).unwrap();
-        fs::remove_file(Path::new(VENDOR).join("10-a.toml")).unwrap();
-        put(VENDOR, "10-a.toml", "schema = 1\nfragment = \"a\"\n");
         fs::create_dir_all("/run/nsctl/policy.d").unwrap();
         put("/run/nsctl/policy.d", "50-e.toml", "schema = 1\n");
         let expected = [

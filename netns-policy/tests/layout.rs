@@ -53,7 +53,7 @@ tags=["front"]
 ports={http="tcp:80",https =  'tcp:443'}
 
 [service.web.expose.onion]
-clients = []
+clients = ["alice"]
 ports = { "80"="http" }
 [service.db]
 ports.sql = "tcp:5432"
@@ -96,7 +96,7 @@ connect.db = [
 connect."@cache" = ["get"]
 [service.web.expose.onion]
 ports = { "80" = "http" }
-clients = []
+clients = ["alice"]
 
 [service.db]
 ports.sql = "tcp:5432"
@@ -205,6 +205,26 @@ fn examples_keep_their_meaning_and_their_comments() {
         assert!(comments(&text).len() > 1, "{example} has no comment that could be lost");
         holds_what_it_promises(&text).unwrap();
     }
+}
+
+/// Blanks, line ends and comments, put everywhere where the parser lets them be.
+#[test]
+fn no_blank_anywhere_makes_it_fall_over() {
+    let mut laid_out = 0;
+    for put in ["\n", "\t ", "\r\n", " # remark\n"] {
+        for (at, _) in COMPLETE.char_indices() {
+            let text = format!("{}{put}{}", &COMPLETE[..at], &COMPLETE[at..]);
+            match lay_out(&toml(&text)) {
+                Ok(neat) => {
+                    assert_eq!(lay_out(&toml(&neat)).unwrap(), neat, "{text}");
+                    laid_out += 1;
+                }
+                Err(LayoutError::Policy(_)) => {}
+                Err(error) => panic!("{error}\n{text}"),
+            }
+        }
+    }
+    assert!(laid_out > 1000, "only {laid_out} of them are policies");
 }
 
 /// What somebody does to a line of a file without changing what it says.

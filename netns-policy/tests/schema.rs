@@ -15,15 +15,28 @@ mod drawn;
 #[allow(dead_code, reason = "another test uses the rest of it")]
 mod under_schema;
 
-/// Every key of the language in one policy that holds.
+/// Every key of the language that the operator has in one policy that holds.
 const COMPLETE: &str = include_str!("complete.toml");
+
+/// Every key that only a fragment has.
+const FRAGMENT: &str = include_str!("complete-fragment.toml");
+
+/// What a fragment needs beside it.
+const BESIDE: &str = "schema = 1\nnetwork.name = \"n\"\n[service.lnd]\nports = { rpc = \"tcp:1\" }\nsockets = { rpc = \"/run/lnd\" }\n\
+                      [service.electrs]\nports = { electrum = \"tcp:2\" }\n";
 
 fn complete() -> Value {
     value(&Source::toml("complete.toml", COMPLETE)).expect("it is TOML")
 }
 
+fn fragment() -> Value {
+    value(&Source::toml("complete-fragment.toml", FRAGMENT)).expect("it is TOML")
+}
+
 fn parse(policy: &Value) -> Result<(), PolicyErrors> {
-    AllowGraph::parse(&[Source::json("policy.json", policy.to_string())]).map(drop)
+    let mut sources = vec![Source::json("policy.json", policy.to_string())];
+    sources.extend(policy.get("fragment").map(|_| Source::toml("beside.toml", BESIDE)));
+    AllowGraph::parse(&sources).map(drop)
 }
 
 #[test]
@@ -53,11 +66,12 @@ fn every_example_is_valid() {
     sources.extend(shown_in("README.md"));
     sources.extend(shown_in("docs/policy.md"));
     sources.push(Source::toml("complete.toml", COMPLETE));
+    sources.push(Source::toml("complete-fragment.toml", FRAGMENT));
     assert!(sources.len() >= 5, "the examples are somewhere else");
     for source in sources {
         let value = value(&source).unwrap_or_else(|| panic!("{} is not TOML", source.name));
         assert_eq!(objections(&value), [""; 0], "{}", source.name);
-        if let Err(errors) = AllowGraph::parse(std::slice::from_ref(&source)) {
+        if let Err(errors) = parse(&value) {
             panic!("{:#}", errors.0[0]);
         }
     }
@@ -169,12 +183,12 @@ fn the_schema_has_exactly_the_keys_that_the_parser_knows() {
 #[test]
 fn every_key_is_described_and_in_the_complete_policy() {
     let schema = schema();
-    let complete = complete().to_string();
+    let complete = complete().to_string() + &fragment().to_string();
     for Table { path, keys } in tables() {
         for (key, node) in keys {
             let described = resolved(&schema, &node).get("description").and_then(Value::as_str).map(str::len);
             assert!(described.is_some_and(|len| len > 10), "`{key}` at {path:?} says nothing");
-            assert!(complete.contains(&format!("\"{key}\":")), "`{key}` is not in complete.toml");
+            assert!(complete.contains(&format!("\"{key}\":")), "`{key}` is in neither complete policy");
         }
     }
 }
@@ -258,6 +272,13 @@ fn values() -> Vec<Value> {
         "\u{202e}x",
         "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=",
         "descriptor:x25519:N2NU7BSRL6YODZCYPN4CREB54TYLKGIE2KYOQWLFYC23ZJVCE5DQ",
+        "/run/x",
+        "/run/nsctl/x",
+        "/run/./x",
+        "/run/a b",
+        "/",
+        "unix:sql",
+        "db:unix:sql",
     ];
     let mut values: Vec<Value> = texts.iter().map(|text| json!(text)).collect();
     values.extend(texts.iter().take(10).map(|text| json!([text])));
@@ -322,17 +343,19 @@ fn agree(policy: &Value) -> Result<(), String> {
 
 #[test]
 fn the_schema_and_the_parser_agree_on_every_change_anywhere() {
-    let mut all = Vec::new();
-    places(&complete(), "", &mut all);
     let more = ["port", "name", "secret", "from", "enabled", "x"].map(Change::More);
     let others = [Change::Gone, Change::Key(true), Change::Key(false)].into_iter().chain(more);
     let changes: Vec<Change> = values().into_iter().map(Change::Value).chain(others).collect();
     let mut accepted = 0;
-    for (place, change) in all.iter().flat_map(|place| changes.iter().map(move |change| (place, change))) {
-        let mut policy = complete();
-        changed(&mut policy, place, change.clone());
-        accepted += usize::from(parse(&policy).is_ok());
-        agree(&policy).unwrap_or_else(|why| panic!("{change:?} at {place}: {why}"));
+    for base in [complete(), fragment()] {
+        let mut all = Vec::new();
+        places(&base, "", &mut all);
+        for (place, change) in all.iter().flat_map(|place| changes.iter().map(move |change| (place, change))) {
+            let mut policy = base.clone();
+            changed(&mut policy, place, change.clone());
+            accepted += usize::from(parse(&policy).is_ok());
+            agree(&policy).unwrap_or_else(|why| panic!("{change:?} at {place}: {why}"));
+        }
     }
     assert!(accepted > 500, "only {accepted} of them are policies that hold");
 }

@@ -8,8 +8,10 @@ use super::statement::{Kind, Statement};
 
 /// The keys of the language in the order in which they stand: what a thing is, what it reaches outside, whom it
 /// serves, whom it asks, who reaches it from outside.
-pub const KEYS: [&str; 52] = [
+pub const KEYS: [&str; 60] = [
     "schema",
+    "fragment",
+    "declare_tags",
     "name",
     "unit",
     "role",
@@ -35,9 +37,13 @@ pub const KEYS: [&str; 52] = [
     "port",
     "challenge",
     "private",
+    "sockets",
     "connect",
+    "open",
+    "via_ok",
     "may_connect",
     "accepts",
+    "wants",
     "expose",
     "onion",
     "wireguard",
@@ -54,9 +60,11 @@ pub const KEYS: [&str; 52] = [
     "path",
     "hops",
     "why",
+    "optional",
     "network",
     "defaults",
     "service",
+    "extend",
     "host",
     "peer",
     "never",

@@ -165,10 +165,13 @@ impl<'a> Reader<'a> {
             if self.eat(close) {
                 return Some(items);
             }
-            let above = std::mem::take(&mut items.below);
+            let mut above = std::mem::take(&mut items.below);
             let keys = if close == TokenKind::RightCurlyBracket { self.keys()? } else { Vec::new() };
             if !keys.is_empty() {
+                // TOML wants both on one line; its reader does not insist.
+                above.extend(self.comments());
                 self.expect(TokenKind::Equals)?;
+                above.extend(self.comments());
             }
             let value = self.value()?;
             let mut note = self.note();

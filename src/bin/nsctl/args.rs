@@ -170,9 +170,15 @@ pub enum Command {
         #[arg(long, value_name = "ADDRESS")]
         lan: Option<std::net::IpAddr>,
     },
-    /// Explains why FROM may or may not reach TO:PORT; needs no privilege.
+    /// Explains why FROM may or may not reach TO:PORT; needs no privilege without --live.
     Why {
-        /// A service, a peer, or `host`.
+        /// Really connect, and say what became of it and who stopped it.
+        #[arg(long)]
+        live: bool,
+        /// The address that is dialled for `wan` or `lan`.
+        #[arg(long, value_name = "ADDRESS", requires = "live")]
+        address: Option<std::net::IpAddr>,
+        /// A service, a peer, `host`, `peers`, `wan` or `lan`.
         from: String,
         /// A service and its port, by name or number: `bitcoind:rpc`, `bitcoind:tcp:8332`; or `wan`, `lan`, `metadata`.
         #[arg(value_name = "TO:PORT")]

@@ -28,6 +28,11 @@ pub fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// As [`count`], of what a kernel has counted.
+pub fn count_of(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 /// Prints the answer as JSON.
 pub fn answer(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {

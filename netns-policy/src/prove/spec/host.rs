@@ -80,7 +80,7 @@ impl Facts<'_> {
             return spec;
         }
         if self.is_leg(from) {
-            Ip::BOTH.into_iter().for_each(|ip| self.from_leg(ip, &mut spec));
+            Ip::BOTH.into_iter().for_each(|ip| self.leaving_by_leg(ip, &mut spec));
             return spec;
         }
         if self.is_leg(by) {
@@ -95,7 +95,7 @@ impl Facts<'_> {
     }
 
     /// Who may go where, the gateway has asked: here an address of the host never, what some service may reach always.
-    fn from_leg(&self, ip: Ip, spec: &mut Spec) {
+    fn leaving_by_leg(&self, ip: Ip, spec: &mut Spec) {
         let ours = self.ours_on_host()(ip);
         let local = addresses(ip, self.host.addresses.iter().copied()).or(&ours);
         let services = || self.graph.services();

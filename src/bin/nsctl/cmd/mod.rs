@@ -62,7 +62,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             test::test(args, &orchestrator(args, false), *format, *live, &outside)
         }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
-        Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
+        Command::Why { live, address, from, to } => {
+            why::why(args, &orchestrator(args, false), from, to, *live, *address)
+        }
     }
 }
 
@@ -78,6 +80,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Status => "status",
         Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
+        Command::Why { live: true, .. } => "why --live",
         Command::Check
         | Command::Completions { .. }
         | Command::Demo

@@ -14,6 +14,8 @@ const DESCRIPTION: [&str; 2] = [
      file in the first line, as in #:schema policy-1.json.",
 ];
 
+const OF_A_SERVICE: &str = "#/$defs/service/properties/";
+
 /// The page.
 pub(super) fn page() -> String {
     let schema: Value = serde_json::from_str(POLICY).expect("the schema is JSON");
@@ -79,7 +81,14 @@ impl Page<'_> {
         if !whole {
             self.say(&Value::Object(node.clone()));
         }
-        for (key, value) in keys {
+        // What a table has in common with [service.NAME] is told there.
+        let is_borrowed = |value: &Value| value["$ref"].as_str().is_some_and(|to| to.starts_with(OF_A_SERVICE));
+        if keys.values().any(is_borrowed) {
+            self.roff.control("PP", []);
+            self.roff.text(vec![roman("It has the keys of [service.NAME], and these:")]);
+        }
+        let own = || keys.iter().filter(|(_, value)| !is_borrowed(value));
+        for (key, value) in own() {
             let value = Value::Object(self.resolved(value));
             self.roff.control("TP", []);
             self.roff.text(vec![bold(key.as_str()), roman(self.form(&value))]);
@@ -88,7 +97,7 @@ impl Page<'_> {
                 self.roff.text(vec![roman(format!("Default: {default}."))]);
             }
         }
-        for (key, value) in keys {
+        for (key, value) in own() {
             self.below(value, &if whole { key.clone() } else { format!("{}.{key}", title.trim_matches(['[', ']'])) });
         }
     }
@@ -101,6 +110,9 @@ impl Page<'_> {
         }
         if let Some(named) = node.get("additionalProperties").filter(|named| named.is_object()) {
             self.table(named, &format!("[{path}.NAME]"));
+            for one in self.resolved(named).get("anyOf").and_then(Value::as_array).into_iter().flatten() {
+                self.table(one, &format!("[{path}.NAME]"));
+            }
         }
         if let Some(items) = node.get("items") {
             self.table(items, &format!("[[{path}]]"));
