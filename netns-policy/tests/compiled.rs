@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use drawn::Made;
+use netns_policy::packet::{Ends, Packet};
 use netns_policy::ruleset::decide::Decision;
-use netns_policy::ruleset::decide::walk::{Connections, Sender, World};
+use netns_policy::ruleset::decide::walk::{Connections, Fate, Gate, Loss, Sender, World};
 use netns_policy::ruleset::delta::{Delta, Op};
 use netns_policy::ruleset::expect::{Ip, Kind, PacketClass, classes, expected, outside};
 use netns_policy::ruleset::{Expr, Key, Reg, Rule, Ruleset, Set};
@@ -226,4 +227,19 @@ fn every_planted_mistake_is_found() {
     }
     println!("with the mistakes {:?}", began.elapsed());
     assert_eq!(missed, Vec::<&str>::new(), "not found");
+}
+
+#[test]
+fn what_a_lock_sends_somewhere_else_is_not_judged_as_it_was_written() {
+    let text = "schema = 1\nnetwork.name = \"node\"\n[service.a]\ndns = \"tor\"\n[service.b]\n\
+                [service.tor]\nrole = \"tor\"\noutbound = \"direct\"\nports = { socks = \"tcp:9050\", dns = \"udp:9053\" }\n";
+    let made = Made::of(text);
+    let fate = |from: &str, port| {
+        let address = |name| made.address(name, Ip::V4).unwrap();
+        let packet = Packet::udp(Ends::new(address(from), address("tor")).unwrap(), 40000, port, b"?");
+        made.world.carry(from, &packet, Sender::Program, &Connections::new()).fate
+    };
+    assert_eq!(fate("a", 53), Fate::Lost(Loss::Translated), "it is asked on as a question to port 9053");
+    assert_eq!(fate("a", 9053), Fate::Delivered("tor"));
+    assert!(matches!(fate("b", 53), Fate::Refused(Gate::SenderLock, _)));
 }

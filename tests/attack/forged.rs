@@ -65,11 +65,13 @@ fn dropped_by_the_lock(place: &str) -> usize {
     }
 }
 
-/// What the last rule of a chain has counted.
+/// What the rules of a chain that drop have counted.
 pub fn dropped(listing: &str) -> usize {
-    let line = listing.lines().rfind(|line| line.contains("counter packets")).expect("the lock counts");
-    let (_, count) = line.split_once("packets ").expect("it stands there");
-    count.split(' ').next().and_then(|word| word.parse().ok()).expect("it is a number")
+    let counts = listing.lines().filter(|line| line.ends_with(" drop")).filter_map(|line| {
+        let (_, count) = line.split_once("counter packets ")?;
+        count.split(' ').next()?.parse::<usize>().ok()
+    });
+    counts.reduce(|a, b| a + b).expect("the lock counts what it drops")
 }
 
 /// Every wire is copied to every other.

@@ -66,9 +66,6 @@ struct Said {
     forth: bool,
 }
 
-/// The twist of a packet that was mutated.
-pub const OTHER_BYTES: &str = "with other bytes";
-
 /// What belongs to a flow.
 #[derive(Clone, Copy, Debug)]
 enum Part {
@@ -488,7 +485,7 @@ impl<'s> Draw<'s> {
             }
             5 => {
                 let mutated = self.mutated(&packet);
-                alone(mutated, OTHER_BYTES)
+                alone(mutated, "with other bytes")
             }
             6 => {
                 let mut frame = packet.frame().to_vec();
@@ -637,6 +634,21 @@ fn seal_icmp(frame: &mut [u8], start: usize) {
         checksum([&head[22..54], &len, &[0, 0, 0, 58], message])
     };
     message[2..4].copy_from_slice(&sum);
+}
+
+/// Whether it is an ICMP message whose checksum is wrong.
+pub fn has_wrong_icmp_checksum(packet: &Packet) -> bool {
+    let Some(view) = packet.in_stack() else { return false };
+    let Some(transport) = view.transport.filter(|transport| [1, 58].contains(&transport.protocol)) else {
+        return false;
+    };
+    let message = view.network.get(transport.offset..).unwrap_or_default();
+    let len = u32::try_from(message.len()).expect("it is short").to_be_bytes();
+    let sum = match transport.protocol {
+        1 => checksum([message]),
+        _ => checksum([view.network.get(8..40).unwrap_or_default(), &len, &[0, 0, 0, 58], message]),
+    };
+    sum != [0, 0]
 }
 
 /// The checksum of RFC 1071, over parts of even lengths but for the last.

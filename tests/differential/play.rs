@@ -72,8 +72,8 @@ impl<'w> Oracle<'w> {
         let said = self.goes(shot);
         let held: Vec<_> = held.into_iter().filter(|(place, _)| said.tracked.contains(place)).collect();
         // Where addresses are translated, an error must have its right checksum, which no setting switches off.
-        let broken = shot.kind.starts_with("icmp error") && shot.twist == draw::OTHER_BYTES;
-        let at_most = self.segments.may_be_refused(packet, &held) || broken;
+        let broken = draw::has_wrong_icmp_checksum(packet);
+        let at_most = self.segments.may_be_refused(packet, &held) || broken || is_read_further(packet);
         Said { at_most, ..said }
     }
 
@@ -152,6 +152,12 @@ impl<'w> Oracle<'w> {
         let own = self.world.leg.as_ref()?.addresses.iter().find_map(|own| Ends::new(*own, to))?;
         packet.readdressed(own)
     }
+}
+
+/// Whether the kernel looks into more than the interpreter does before it tracks a packet: DCCP, GRE, SCTP, UDP-Lite.
+fn is_read_further(packet: &Packet) -> bool {
+    let transport = packet.in_stack().and_then(|view| view.transport);
+    transport.is_some_and(|transport| [33, 47, 51, 132, 136].contains(&transport.protocol))
 }
 
 /// The TCP connections so far, as each place holds them: those that were opened by the book, and those after something

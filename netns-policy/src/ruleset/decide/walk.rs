@@ -278,8 +278,9 @@ impl Place {
     ) -> Result<(), Fate<'a>> {
         let outcome = hooks(&self.lock, Family::Inet, point, None, packet, env);
         let translated = outcome.nat.is_some_and(|nat| !leads_where_it_goes(nat, packet));
-        ask(hops, gate, name, outcome)?;
-        if translated { Err(Fate::Lost(Loss::Translated)) } else { Ok(()) }
+        let asked = ask(hops, gate, name, outcome);
+        // Whoever is asked after the translation sees another packet: what was said of this one means nothing.
+        if translated { Err(Fate::Lost(Loss::Translated)) } else { asked.map(drop) }
     }
 
     /// Whether the IP stack takes a datagram for itself. (With the source on a wire to be an address that is its own,
