@@ -184,6 +184,6 @@ fn the_memory_limit_of_this_test_is_felt() {
     command.args(["-c", "ulimit -v 8192; exec \"$1\" check -f policy.toml", "sh", env!("CARGO_BIN_EXE_nsctl")]);
     let output = command.current_dir(&root).output().unwrap();
     assert!(!output.status.success(), "{output:?}");
-    assert_eq!(checked(&root, "policy.toml").0, b"ok: 0 services, 0 edges\n", "the control");
+    assert!(checked(&root, "policy.toml").0.starts_with(b"ok: 0 services, 0 edges\n"), "the control");
     fs::remove_dir_all(root).unwrap();
 }

@@ -118,7 +118,10 @@ impl Shell {
         if let Some(code) = person.status.code().filter(|code| *code != 0) {
             self.shown.push_str(&format!("? {code}\n"));
         }
-        self.shown.push_str(&String::from_utf8_lossy(&person.stdout));
+        // What is proved of a policy is no matter of what is bad in it, and changes with the rules.
+        let answer = String::from_utf8_lossy(&person.stdout).into_owned();
+        let answer = answer.lines().filter(|line| !line.starts_with("proved: "));
+        self.shown.extend(answer.map(|line| format!("{line}\n")));
         let said = String::from_utf8_lossy(&person.stderr).into_owned();
         self.shown.extend(said.lines().map(|line| format!("2> {line}").trim_end().to_owned() + "\n"));
         self.shown.extend(places(program).iter().map(|place| format!("json: {place}\n")));
