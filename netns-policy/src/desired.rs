@@ -164,13 +164,10 @@ impl Desired {
             .filter_map(|(place, index)| Some((place.clone(), wire(graph, addresses, host, place, *index)?)))
             .collect();
         // The host's table serves the leg too.
-        let mut locks = source.locks(wires.keys().cloned().chain([Place::Host]));
-        let mut fabric = source.fabric();
         // Most of it exists already, and need not be in memory twice.
-        for (place, lock) in &mut locks {
-            let netns = wires.get(place).and_then(|wire| wire.netns.as_deref());
-            observed.rules(place, netns).into_iter().for_each(|seen| lock.share(seen));
-        }
+        let seen = |place: &Place| observed.rules(place, wires.get(place).and_then(|wire| wire.netns.as_deref()));
+        let locks = source.locks_beside(wires.keys().cloned().chain([Place::Host]), seen);
+        let mut fabric = source.fabric();
         observed.fabric.iter().for_each(|seen| fabric.share(&seen.rules));
         let uplink = indexes.contains_key(&Place::Uplink);
         let desired = Self {

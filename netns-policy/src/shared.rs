@@ -11,11 +11,14 @@ use std::sync::Arc;
 pub struct Shared<C>(Arc<C>);
 
 impl<C: Eq> Shared<C> {
-    /// Takes `other` in the place of its own collection if they are equal, so that memory holds it once.
-    pub fn share(&mut self, other: &Self) {
-        if self == other {
+    /// Takes `other` in the place of its own collection if they are equal, so that memory holds it once. Says whether
+    /// they are.
+    pub fn share(&mut self, other: &Self) -> bool {
+        let are_equal = self == other;
+        if are_equal {
             self.0 = Arc::clone(&other.0);
         }
+        are_equal
     }
 }
 
@@ -95,8 +98,7 @@ mod tests {
     fn only_what_is_equal_becomes_one() {
         let first = Shared::from(vec![1, 2]);
         let (mut equal, mut other) = (Shared::from(vec![1, 2]), Shared::from(vec![1]));
-        equal.share(&first);
-        other.share(&first);
+        assert!(equal.share(&first) && !other.share(&first));
         assert!(std::ptr::eq(&*first, &*equal));
         assert_eq!(other[..], [1]);
     }

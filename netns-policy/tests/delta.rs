@@ -163,7 +163,7 @@ prop_compose! {
             let rules = rules.into_iter().map(|seed| rule(&name, seed)).collect();
             (name, Chain { hook, rules })
         });
-        Table { chains: chains.collect(), sets: sets.clone() }
+        Table { chains: chains.collect(), sets: sets.clone().into() }
     }
 }
 
@@ -278,7 +278,7 @@ fn a_policy_is_changed_in_place() {
     let with = |policy_accept| {
         let hook = Hook { kind: ChainKind::Filter, point: HookPoint::Input, device: None, priority: 0, policy_accept };
         let chain = Chain { hook: Some(hook), rules: vec![Rule::from(vec![Expr::Counter])] };
-        let table = Table { chains: BTreeMap::from([("c".to_owned(), chain)]), sets: BTreeMap::new() };
+        let table = Table { chains: BTreeMap::from([("c".to_owned(), chain)]).into(), sets: BTreeMap::new().into() };
         Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
     };
     let delta = Delta::between(&with(true), &with(false));
@@ -298,7 +298,7 @@ fn an_answer_is_changed_by_removing_the_element_first() {
             counter: true,
             elements: BTreeMap::from([(key, Some(u32::from(answer).to_ne_bytes().to_vec()))]).into(),
         };
-        let table = Table { chains: BTreeMap::new(), sets: BTreeMap::from([("m".to_owned(), set)]) };
+        let table = Table { chains: BTreeMap::new().into(), sets: BTreeMap::from([("m".to_owned(), set)]).into() };
         Ruleset { tables: BTreeMap::from([((Family::Netdev, "t".to_owned()), table)]) }
     };
     assert_eq!(
@@ -322,8 +322,8 @@ fn taking_from_an_inverted_set_is_no_narrowing() {
         let lookup = Expr::Lookup { set: "private".into(), sreg: Reg(0), dreg: None, invert: true };
         let chain = Chain { hook: None, rules: vec![Rule::from(vec![lookup])] };
         let table = Table {
-            chains: BTreeMap::from([("c".to_owned(), chain)]),
-            sets: BTreeMap::from([("private".to_owned(), set)]),
+            chains: BTreeMap::from([("c".to_owned(), chain)]).into(),
+            sets: BTreeMap::from([("private".to_owned(), set)]).into(),
         };
         Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
     };

@@ -179,7 +179,7 @@ fn three_thousand_elements_are_one_commit() {
         let key = |n: u16| flow4(links[0].1, 1, (n % 200) as u8, 6, n);
         let elements = (0..3000).map(|n| (key(n), Some(links[1].1.to_ne_bytes().to_vec()))).collect();
         let sets = BTreeMap::from([("m".to_owned(), Set { elements, ..map(&shapes::FLOW4) })]);
-        let table = Table { sets, chains: BTreeMap::new() };
+        let table = Table { sets: sets.into(), chains: BTreeMap::new().into() };
         let mut desired = Ruleset { tables: BTreeMap::from([((Family::Netdev, "t".to_owned()), table)]) };
         let before = nft.generation().unwrap();
         load(&nft, &desired);
@@ -318,7 +318,10 @@ fn ranges_can_be_exchanged_for_overlapping_ones() {
                 ..map(&[Field::IfaceIndex, Field::Ipv4Addr])
             };
             let sets = [("plain", plain), ("mapped", mapped), ("joined", joined)];
-            let table = Table { sets: sets.map(|(n, set)| (n.to_owned(), set)).into(), chains: BTreeMap::new() };
+            let table = Table {
+                sets: sets.map(|(n, set)| (n.to_owned(), set)).into_iter().collect(),
+                chains: BTreeMap::new().into(),
+            };
             let desired = Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) };
             load(&nft, &desired);
             assert_tables_equal(&nft.dump(|_, _| true).unwrap().ruleset, &desired);
@@ -335,14 +338,15 @@ fn counts_are_those_of_the_packets() {
         let known = Set { counter: true, elements: shapes::members([to(1), to(2)]), ..shapes::set(&[Field::Ipv4Addr]) };
         let seen = Set { dynamic: Some(Dynamic { size: 9, timeout: 60 }), ..shapes::set(&[Field::Ipv4Addr]) };
         let table = Table {
-            sets: BTreeMap::from([("known".to_owned(), known), ("seen".to_owned(), seen)]),
+            sets: BTreeMap::from([("known".to_owned(), known), ("seen".to_owned(), seen)]).into(),
             chains: BTreeMap::from([(
                 "out".to_owned(),
                 shapes::output(vec![
                     build().nfproto(false).daddr(false).update("seen").end(),
                     build().nfproto(false).daddr(false).ask("known", false).accept(),
                 ]),
-            )]),
+            )])
+            .into(),
         };
         load(&nft, &Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) });
         let socket = std::net::UdpSocket::bind("127.0.0.3:0").unwrap();

@@ -214,7 +214,7 @@ pub type Links<'a> = &'a [(&'a str, u32)];
 
 /// The fabric's table for wires a, b and c.
 pub fn panel(links: Links<'_>) -> Table {
-    let mut table = Table { sets: panel_sets(links), chains: BTreeMap::new() };
+    let mut table = Table { sets: panel_sets(links).into(), chains: BTreeMap::new().into() };
     let chain = |rules| Chain { hook: None, rules };
     table.chains.insert("p4".into(), chain(panel4()));
     table.chains.insert("p6".into(), chain(panel6()));
@@ -394,8 +394,8 @@ pub fn lock() -> Table {
         ("forward", filter(HookPoint::Forward, Vec::new())),
     ];
     Table {
-        sets: sets.map(|(name, set)| (name.to_owned(), set)).into(),
-        chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into(),
+        sets: sets.map(|(name, set)| (name.to_owned(), set)).into_iter().collect(),
+        chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into_iter().collect(),
     }
 }
 
@@ -487,8 +487,8 @@ pub fn uplink() -> Table {
     ];
     let busy = Set { dynamic: Some(Dynamic { size: 1000, timeout: 0 }), ..set(&[Field::Ipv4Addr]) };
     Table {
-        sets: BTreeMap::from([("busy".to_owned(), busy)]),
-        chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into(),
+        sets: BTreeMap::from([("busy".to_owned(), busy)]).into(),
+        chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into_iter().collect(),
     }
 }
 

@@ -37,17 +37,25 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
-    /// Gives up rules and elements of its own for equal ones of `other` at the same place, so that memory holds them
-    /// once.
+    /// Gives up chains, sets, rules and elements of its own for equal ones of `other` at the same place, so that memory
+    /// holds them once.
     pub fn share(&mut self, other: &Self) {
         for (id, table) in &mut self.tables {
             let Some(other) = other.tables.get(id) else { continue };
-            for (name, chain) in &mut table.chains {
-                let rules = other.chains.get(name).map_or(&[][..], |other| &other.rules);
-                chain.rules.iter_mut().zip(rules).for_each(|(own, other)| own.0.share(&other.0));
+            if !table.chains.share(&other.chains) {
+                for (name, chain) in &mut table.chains {
+                    let rules = other.chains.get(name).map_or(&[][..], |other| &other.rules);
+                    chain.rules.iter_mut().zip(rules).for_each(|(own, other)| {
+                        own.0.share(&other.0);
+                    });
+                }
             }
-            for (name, set) in &mut table.sets {
-                other.sets.get(name).into_iter().for_each(|other| set.elements.share(&other.elements));
+            if !table.sets.share(&other.sets) {
+                for (name, set) in &mut table.sets {
+                    other.sets.get(name).into_iter().for_each(|other| {
+                        set.elements.share(&other.elements);
+                    });
+                }
             }
         }
     }
@@ -57,9 +65,9 @@ impl Ruleset {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Table {
     /// Chains by name.
-    pub chains: BTreeMap<String, Chain>,
+    pub chains: Shared<BTreeMap<String, Chain>>,
     /// Sets and maps by name.
-    pub sets: BTreeMap<String, Set>,
+    pub sets: Shared<BTreeMap<String, Set>>,
 }
 
 /// A chain: a list of rules, with a hook when it is a base chain.

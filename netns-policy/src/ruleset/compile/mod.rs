@@ -78,6 +78,15 @@ impl Source<'_> {
 
     /// The second lock of the namespace of each of `places`; for the host, the table of ours there.
     pub fn locks(&self, places: impl IntoIterator<Item = Place>) -> BTreeMap<Place, Ruleset> {
+        self.locks_beside(places, |_| None)
+    }
+
+    /// The same, sharing in memory what is the same in `beside`.
+    pub(crate) fn locks_beside<'s>(
+        &self,
+        places: impl IntoIterator<Item = Place>,
+        beside: impl Fn(&Place) -> Option<&'s Ruleset>,
+    ) -> BTreeMap<Place, Ruleset> {
         let grants = grants(self.graph, self.addresses);
         let mut by_place: BTreeMap<&Place, Vec<&Grant>> = BTreeMap::new();
         for grant in &grants {
@@ -89,6 +98,7 @@ impl Source<'_> {
         let lock = |place: Place| {
             let mut lock = self.lock_with(&place, of(&place));
             lock.share(&previous);
+            beside(&place).into_iter().for_each(|beside| lock.share(beside));
             previous.clone_from(&lock);
             (place, lock)
         };
