@@ -96,14 +96,60 @@ fn an_answer_opens_what_was_asked_for_and_taking_it_back_closes_it() {
     assert_eq!(policies.own(), None, "a look writes nothing");
     done(policies.grant(&["charge", "lnd:rpc"]));
     assert_eq!(policies.edges(), ["charge -> lnd:rpc", "web -> lnd:p2p"]);
-    done(policies.grant(&["charge-lnd"]));
+    done(policies.grant(&["--fragment", "charge-lnd"]));
     assert_eq!(policies.edges(), ["charge -> lnd:p2p,rpc,unix:ctl", "web -> lnd:p2p"]);
-    assert!(done(policies.grant(&["charge-lnd"])).contains("nothing to do"));
+    assert!(done(policies.grant(&["--fragment", "charge-lnd"])).contains("nothing to do"));
     done(policies.grant(&["charge", "lnd:unix:ctl", "--revoke"]));
     assert_eq!(policies.edges(), ["charge -> lnd:p2p,rpc", "web -> lnd:p2p"]);
     done(policies.grant(&["charge", "--revoke"]));
     assert_eq!(policies.edges(), ["web -> lnd:p2p"]);
     assert_eq!((policies.text("10-node.toml"), policies.text("50-charge.toml")), (NODE.to_owned(), CHARGE.to_owned()));
+}
+
+#[test]
+fn a_service_that_has_the_name_of_its_fragment_is_answered_alone() {
+    let policies = Policies::new("alone");
+    let both = "schema = 1\nfragment = \"charge\"\n\n[service.charge]\nports = { x = \"tcp:1\" }\nwants.lnd = [\"rpc\"]\n\n\
+        [service.charge2]\nports = { x = \"tcp:1\" }\nwants.lnd = [\"rpc\", \"p2p\"]\n";
+    policies.put("50-charge.toml", both);
+    done(policies.grant(&["charge"]));
+    assert_eq!(policies.edges(), ["charge -> lnd:rpc", "web -> lnd:p2p"]);
+    done(policies.grant(&["charge", "--fragment"]));
+    assert_eq!(policies.edges(), ["charge -> lnd:rpc", "charge2 -> lnd:p2p,rpc", "web -> lnd:p2p"]);
+    done(policies.grant(&["charge", "--revoke"]));
+    assert_eq!(policies.edges(), ["charge2 -> lnd:p2p,rpc", "web -> lnd:p2p"]);
+    done(policies.grant(&["--fragment", "charge", "lnd:p2p", "--revoke"]));
+    assert_eq!(policies.edges(), ["charge2 -> lnd:rpc", "web -> lnd:p2p"]);
+    // A fragment that is no service is named as what it is.
+    policies.put("50-charge.toml", &both.replace("fragment = \"charge\"", "fragment = \"fees\""));
+    fs::remove_file(policies.0.join("90-nsctl.toml")).unwrap();
+    refused(&policies, &["fees"], "name one of its services: charge, charge2; all of them: `--fragment fees`");
+    refused(&policies, &["--fragment", "charge"], "these fragments ask: fees");
+    done(policies.grant(&["--fragment", "fees", "lnd:rpc"]));
+    assert_eq!(policies.edges(), ["charge -> lnd:rpc", "charge2 -> lnd:rpc", "web -> lnd:p2p"]);
+}
+
+#[test]
+fn a_port_by_number_is_not_opened_along_with_others() {
+    let policies = Policies::new("number");
+    policies.put("50-charge.toml", &CHARGE.replace("[\"rpc\", \"p2p\"]", "[\"rpc\", \"tcp:1-9999\"]"));
+    let output = policies.grant(&["charge"]);
+    assert!(code(&output).1.contains("`nsctl grant charge lnd:tcp:1-9999` opens it"), "{output:?}");
+    assert_eq!(policies.edges(), ["charge -> lnd:rpc,unix:ctl", "web -> lnd:p2p"]);
+    let output = policies.grant(&["charge", "lnd:tcp:1-9999"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(policies.edges()[0].contains("1-9999"), "{:?}", policies.edges());
+}
+
+#[test]
+fn what_is_taken_out_of_a_broken_policy_is_shown() {
+    let policies = Policies::new("broken");
+    done(policies.grant(&["charge", "lnd:rpc"]));
+    policies.put("20-never.toml", "schema = 1\n[[never]]\nfrom = [\"charge\"]\nto = [\"lnd:rpc\"]\nwhy = \"no\"\n");
+    assert_eq!(policies.nsctl(&["check"]).status.code(), Some(2));
+    let told = done(policies.grant(&["charge", "--revoke"]));
+    assert!(told.starts_with("- edge    charge -> lnd:rpc\n"), "{told}");
+    done(policies.nsctl(&["check"]));
 }
 
 #[test]
@@ -162,6 +208,8 @@ fn what_a_person_wrote_is_left_alone_whatever_it_is_called() {
     // An edge that a person wrote is not ours to take.
     policies.put("20-mine.toml", "schema = 1\n[extend.charge]\nconnect.lnd = [\"p2p\"]\n");
     refused(&policies, &["charge", "lnd:p2p", "--revoke"], "20-mine.toml:3");
+    policies.put("20-mine.toml", "schema = 1\n[extend.charge]\nconnect.lnd = [\"p2p\"]\nopen.lnd = [\"ctl\"]\n");
+    refused(&policies, &["charge", "lnd:unix:ctl", "--revoke"], "20-mine.toml:4");
     policies.put("90-nsctl.toml", &policies.own().unwrap().replace("[\"rpc\"]", "[\"rpc\""));
     refused(&policies, &["charge", "lnd:unix:ctl"], "E0107");
 }
