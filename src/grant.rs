@@ -11,7 +11,7 @@ use netns_policy::graph::{AllowGraph, Edge, Location};
 use toml_edit::{Array, Item, Table, TableLike, Value};
 
 use crate::orchestrator::{Error, Options};
-use crate::own::{self, Own};
+use crate::own::Own;
 
 /// What is granted or taken back.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl Answered {
 /// When nobody asks for it, when the policy would be refused with it, when the file cannot be written. Nothing is
 /// changed then.
 pub fn answer(options: &Options, into: Option<&Path>, choice: &Choice, dry_run: bool) -> Result<Answered, Error> {
-    let mut own = Own::open(options, into)?;
+    let mut own = Own::open(options, into, dry_run)?;
     // Taking back must work where what was granted is what is wrong.
     let before = if choice.revoke { own.policy_before().ok() } else { Some(own.policy_before()?) };
     let (mut taken, mut left) = (Vec::new(), Vec::new());
@@ -84,7 +84,6 @@ pub fn answer(options: &Options, into: Option<&Path>, choice: &Choice, dry_run: 
     let opened = old.map_or_else(Vec::new, |old| new.difference(&old).cloned().collect());
     let (path, is_heard, differs) = (own.path().to_owned(), own.is_heard(), own.differs());
     if !dry_run && differs {
-        own::prepare(&path)?;
         own.write()?;
     }
     Ok(Answered { path, is_heard, differs, opened, closed, left })
