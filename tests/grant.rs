@@ -318,6 +318,11 @@ fn two_first_answers_at_once_find_one_directory_to_lock() {
             "who was told that it is written can rely on it"
         );
     }
+    fs::remove_dir_all(&directory).unwrap();
+    let options = Options { policy: vec![node.clone().into(), charge.clone().into()], ..Options::default() };
+    let first = Own::open(&options, Some(&into), false).unwrap();
+    assert!(Own::open(&options, Some(&into), false).unwrap_err().to_string().contains("another nsctl is at work"));
+    drop(first);
     // A look makes no directory, and one that is held keeps an answer out.
     fs::remove_dir_all(&directory).unwrap();
     let mut look = Command::new(env!("CARGO_BIN_EXE_nsctl"));
@@ -399,6 +404,7 @@ fn the_file_keeps_its_mode_and_a_neighbour_its_place() {
     // One of several names of a file is not torn from the others.
     fs::hard_link(&own, policies.0.join("other")).unwrap();
     refused(&policies, &["charge", "lnd:unix:ctl"], "one of several names");
+    assert_eq!(policies.grant(&["charge", "lnd:unix:ctl"]).status.code(), Some(1));
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn exit_code(error: &Error) -> u8 {
         | Error::PoolTaken { .. }
         | Error::Read(_)
         | Error::Usage { .. } => 2,
-        Error::Own(error) if !matches!(error, OwnError::Store(_)) => 2,
+        Error::Own(error) if !matches!(error, OwnError::Rewrite(_) | OwnError::Store(_)) => 2,
         _ => 1,
     }
 }
