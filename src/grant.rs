@@ -7,17 +7,20 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use netns_policy::ask::{Answer, Ask, Wanted};
-use netns_policy::graph::AllowGraph;
+use netns_policy::graph::{AllowGraph, Edge, Location};
 use toml_edit::{Array, Item, Table, TableLike, Value};
 
 use crate::orchestrator::{Error, Options};
-use crate::own::{self, Own};
+use crate::own::Own;
 
 /// What is granted or taken back.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// A fragment, or a service of one.
+    /// The service that asks, or with `whole` the fragment.
     pub who: String,
+    /// Whether all services of the fragment of that name are meant. Else it is that one service and no other, though a
+    /// fragment may have its name.
+    pub whole: bool,
     /// `lnd`, `lnd:rpc`, `clightning:unix:rpc`; everything when left out.
     pub target: Option<String>,
     /// Whether it is taken back.
@@ -37,6 +40,8 @@ pub struct Answered {
     pub opened: Vec<String>,
     /// Edges that go.
     pub closed: Vec<String>,
+    /// Asks for ports by number that were left open, since nobody named their target.
+    pub left: Vec<Ask>,
 }
 
 impl Answered {
@@ -53,14 +58,20 @@ impl Answered {
 /// When nobody asks for it, when the policy would be refused with it, when the file cannot be written. Nothing is
 /// changed then.
 pub fn answer(options: &Options, into: Option<&Path>, choice: &Choice, dry_run: bool) -> Result<Answered, Error> {
-    let mut own = Own::open(options, into)?;
+    let mut own = Own::open(options, into, dry_run)?;
     // Taking back must work where what was granted is what is wrong.
     let before = if choice.revoke { own.policy_before().ok() } else { Some(own.policy_before()?) };
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
     if choice.revoke {
-        revoke(&mut own, choice, before.as_ref())?;
+        taken = revoke(&mut own, choice, before.as_ref())?;
     } else {
-        for ask in &chosen(choice, &before.as_ref().map(|checked| checked.asks.clone()).unwrap_or_default())? {
-            write_down(&mut own, ask)?;
+        let asks = before.as_ref().map(|checked| checked.asks.clone()).unwrap_or_default();
+        for ask in chosen(choice, &asks)? {
+            if choice.target.is_none() && is_by_number(&ask.wanted) {
+                left.push(ask);
+            } else {
+                write_down(&mut own, &ask)?;
+            }
         }
     }
     let after = own.policy_after()?;
@@ -68,14 +79,14 @@ pub fn answer(options: &Options, into: Option<&Path>, choice: &Choice, dry_run: 
         graph.edges().iter().map(ToString::to_string).chain(graph.sockets().iter().map(ToString::to_string)).collect()
     };
     let (old, new) = (before.map(|checked| rights(&checked.graph)), rights(&after.graph));
-    let old = old.unwrap_or_else(|| new.clone());
+    // Of a policy that was refused, what it would have opened is not known; what was taken out of the file is.
+    let closed = old.as_ref().map_or(taken, |old| old.difference(&new).cloned().collect());
+    let opened = old.map_or_else(Vec::new, |old| new.difference(&old).cloned().collect());
     let (path, is_heard, differs) = (own.path().to_owned(), own.is_heard(), own.differs());
     if !dry_run && differs {
-        own::prepare(&path)?;
         own.write()?;
     }
-    let (opened, closed) = (new.difference(&old).cloned().collect(), old.difference(&new).cloned().collect());
-    Ok(Answered { path, is_heard, differs, opened, closed })
+    Ok(Answered { path, is_heard, differs, opened, closed, left })
 }
 
 fn usage(message: String, help: String) -> Error {
@@ -90,19 +101,9 @@ fn names(target: &str, service: &str, wanted: &str) -> bool {
 /// The asks that are meant and can be answered.
 fn chosen(choice: &Choice, asks: &[Ask]) -> Result<Vec<Ask>, Error> {
     let who = choice.who.as_str();
-    let theirs: Vec<&Ask> = asks.iter().filter(|ask| is_of(ask, who)).collect();
-    if let Some(other) = theirs.iter().find(|ask| ask.fragment != theirs[0].fragment) {
-        let message = format!("`{who}` is a fragment, and a service of `{}`", other.fragment);
-        return Err(usage(message, "name the service that is meant, by a name of its own".into()));
-    }
-    let all = || asks.iter().map(|ask| ask.service.as_str()).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
+    let theirs: Vec<&Ask> = asks.iter().filter(|ask| is_of(ask, choice)).collect();
     if theirs.is_empty() {
-        let help = if asks.is_empty() {
-            "no fragment asks for anything".to_owned()
-        } else {
-            format!("these ask: {}", all().join(", "))
-        };
-        return Err(usage(format!("`{who}` asks for nothing"), help));
+        return Err(asks_for_nothing(choice, asks));
     }
     let is_meant = |ask: &&&Ask| {
         choice.target.as_ref().is_none_or(|target| names(target, ask.target.as_str(), &ask.wanted.to_string()))
@@ -110,18 +111,53 @@ fn chosen(choice: &Choice, asks: &[Ask]) -> Result<Vec<Ask>, Error> {
     let meant: Vec<&Ask> = theirs.iter().filter(is_meant).copied().collect();
     if meant.is_empty() {
         let target = choice.target.as_deref().unwrap_or_default();
-        let list: Vec<String> = theirs.iter().map(|ask| format!("{}:{}", ask.target, ask.wanted)).collect();
-        return Err(usage(format!("`{who}` does not ask for {target}"), format!("it asks for {}", list.join(", "))));
+        let list = all(theirs, |ask| ask.to_string());
+        return Err(usage(format!("`{who}` does not ask for {target}"), format!("what is asked for: {list}")));
     }
     if let Some(moot) = meant.iter().find(|ask| ask.answer == Answer::Moot && choice.target.is_some()) {
-        let message = format!("{}:{} cannot be granted: there is no such thing here", moot.target, moot.wanted);
+        let message = format!("{moot} cannot be granted: there is no such thing here");
         return Err(usage(message, "define that service, or ask its package for the port it means".into()));
     }
     Ok(meant.into_iter().filter(|ask| ask.answer == Answer::Open).cloned().collect())
 }
 
-fn is_of(ask: &Ask, who: &str) -> bool {
-    ask.fragment.as_str() == who || ask.service.as_str() == who
+/// What `of` says of the asks, each once.
+fn all<'a>(asks: impl IntoIterator<Item = &'a Ask>, of: impl Fn(&Ask) -> String) -> String {
+    asks.into_iter().map(of).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// Nobody of that name asks; who else may have been meant.
+fn asks_for_nothing(choice: &Choice, asks: &[Ask]) -> Error {
+    let who = choice.who.as_str();
+    let services = |of: &dyn Fn(&&Ask) -> bool| all(asks.iter().filter(of), |ask| ask.service.to_string());
+    let of_fragment = services(&|ask| ask.fragment.as_str() == who);
+    if !choice.whole && !of_fragment.is_empty() {
+        let help = format!("name one of its services: {of_fragment}; all of them: `--fragment {who}`");
+        return usage(format!("`{who}` is a fragment, and no service of that name asks"), help);
+    }
+    let what = if choice.whole { "fragment" } else { "service" };
+    let help = match asks {
+        [] => "no fragment asks for anything".to_owned(),
+        _ if choice.whole => format!("these fragments ask: {}", all(asks, |ask| ask.fragment.to_string())),
+        _ => format!("these services ask: {}", services(&|_| true)),
+    };
+    usage(format!("no {what} `{who}` asks for anything"), help)
+}
+
+/// Whether an ask is of those that are answered.
+fn is_of(ask: &Ask, choice: &Choice) -> bool {
+    choice.who == if choice.whole { ask.fragment.as_str() } else { ask.service.as_str() }
+}
+
+/// Whether a port is asked for by its number, as `tcp:8332` or `tcp:1-65535`: the name that the target gives a port says
+/// what lies behind it, a number does not.
+fn is_by_number(wanted: &Wanted) -> bool {
+    match wanted {
+        Wanted::Port(port) => {
+            !port.rsplit(':').next().unwrap_or_default().starts_with(|c: char| c.is_alphabetic() || c == '_')
+        }
+        Wanted::Socket(_) => false,
+    }
 }
 
 fn write_down(own: &mut Own, ask: &Ask) -> Result<(), Error> {
@@ -162,9 +198,9 @@ fn child<'a>(parent: &'a mut dyn TableLike, key: &str, form: Form) -> Option<&'a
     parent.entry(key).or_insert(Item::Table(new)).as_table_like_mut()
 }
 
-/// Takes answers out of the file, whether or not anybody asks any more.
-fn revoke(own: &mut Own, choice: &Choice, policy: Option<&netns_policy::Checked>) -> Result<(), Error> {
-    let mut found = false;
+/// Takes answers out of the file, whether or not anybody asks any more, and says which.
+fn revoke(own: &mut Own, choice: &Choice, policy: Option<&netns_policy::Checked>) -> Result<Vec<String>, Error> {
+    let mut taken = Vec::new();
     if let Some(extend) = own.document.get_mut("extend").and_then(Item::as_table_like_mut) {
         let services: Vec<String> = extend.iter().map(|(name, _)| name.to_owned()).collect();
         for name in services {
@@ -175,9 +211,11 @@ fn revoke(own: &mut Own, choice: &Choice, policy: Option<&netns_policy::Checked>
             let Some(of) = service.get("fragment").and_then(Item::as_str).map(ToOwned::to_owned) else {
                 continue;
             };
-            if name == choice.who || of == choice.who {
-                found |= take_out(service, "connect", "", choice.target.as_deref());
-                found |= take_out(service, "open", "unix:", choice.target.as_deref());
+            if choice.who == if choice.whole { of } else { name.clone() } {
+                for (key, prefix) in [("connect", ""), ("open", "unix:")] {
+                    let out = take_out(service, key, prefix, choice.target.as_deref());
+                    taken.extend(out.iter().map(|out| format!("{name} -> {out}")));
+                }
                 if service.iter().all(|(key, _)| key == "fragment") {
                     extend.remove(&name);
                 }
@@ -187,26 +225,28 @@ fn revoke(own: &mut Own, choice: &Choice, policy: Option<&netns_policy::Checked>
     if own.document.get("extend").and_then(Item::as_table_like).is_some_and(TableLike::is_empty) {
         own.document.remove("extend");
     }
-    if found { Ok(()) } else { Err(not_granted(own, choice, policy)) }
+    if taken.is_empty() { Err(not_granted(own, choice, policy)) } else { Ok(taken) }
 }
 
-fn take_out(service: &mut dyn TableLike, key: &str, prefix: &str, target: Option<&str>) -> bool {
+/// Takes the names that are meant out of the lists below `key`, and says which, as `lnd:rpc`.
+fn take_out(service: &mut dyn TableLike, key: &str, prefix: &str, target: Option<&str>) -> Vec<String> {
+    let mut taken = Vec::new();
     let Some(targets) = service.get_mut(key).and_then(Item::as_table_like_mut) else {
-        return false;
+        return taken;
     };
-    let mut found = false;
     let names_of: Vec<String> = targets.iter().map(|(name, _)| name.to_owned()).collect();
     for to in names_of {
         let Some(list) = targets.get_mut(&to).and_then(Item::as_array_mut) else {
             continue;
         };
-        let before = list.len();
-        let is_meant = |have: &Value| {
+        list.retain(|have| {
             let wanted = format!("{prefix}{}", have.as_str().unwrap_or_default());
-            target.is_none_or(|target| names(target, &to, &wanted))
-        };
-        list.retain(|have| !is_meant(have));
-        found |= list.len() < before;
+            let stays = target.is_some_and(|target| !names(target, &to, &wanted));
+            if !stays {
+                taken.push(format!("{to}:{wanted}"));
+            }
+            stays
+        });
         if list.is_empty() {
             targets.remove(&to);
         }
@@ -214,14 +254,14 @@ fn take_out(service: &mut dyn TableLike, key: &str, prefix: &str, target: Option
     if targets.is_empty() {
         service.remove(key);
     }
-    found
+    taken
 }
 
 /// Why there is nothing to take back: nobody granted it, or a person did.
 fn not_granted(own: &Own, choice: &Choice, policy: Option<&netns_policy::Checked>) -> Error {
     let is_meant = |ask: &&Ask| {
         let target = choice.target.as_deref();
-        is_of(ask, &choice.who)
+        is_of(ask, choice)
             && ask.answer == Answer::Granted
             && target.is_none_or(|target| names(target, ask.target.as_str(), &ask.wanted.to_string()))
     };
@@ -232,11 +272,32 @@ fn not_granted(own: &Own, choice: &Choice, policy: Option<&netns_policy::Checked
     let Some((ask, policy)) = granted else {
         return usage(message, "`nsctl grant` lists what is asked for, and what was answered".into());
     };
-    let edge = policy
-        .graph
-        .edges()
-        .iter()
-        .find(|edge| edge.from.to_string() == ask.service.as_str() && edge.to.to_string() == ask.target.as_str());
-    let at = edge.map(|edge| edge.at.to_string()).unwrap_or_else(|| "another file".into());
-    usage(message, format!("{ask} is allowed at {at}, which a person wrote: take it out there"))
+    let at = written_at(&policy.graph, ask);
+    let by = match at {
+        Some(at) if Path::new(&at.file) == own.path() => "for whatever fragment has that name",
+        _ => "which a person wrote",
+    };
+    let at = at.map_or_else(|| "another place".to_owned(), ToString::to_string);
+    usage(message, format!("{ask} is allowed at {at}, {by}: take it out there"))
+}
+
+/// Where the edge is written that an ask was answered with.
+fn written_at<'a>(graph: &'a AllowGraph, ask: &Ask) -> Option<&'a Location> {
+    let (from, to) = (ask.service.as_str(), ask.target.as_str());
+    match &ask.wanted {
+        Wanted::Socket(name) => graph
+            .sockets()
+            .iter()
+            .find(|edge| edge.from.as_str() == from && edge.to.as_str() == to && edge.name.as_str() == name)
+            .map(|edge| &edge.at),
+        Wanted::Port(port) => {
+            let mut edges =
+                graph.edges().iter().filter(|edge| edge.from.to_string() == from && edge.to.to_string() == to);
+            let first = edges.clone().next();
+            let is_named = |edge: &&Edge| {
+                edge.port_name.as_ref().is_some_and(|name| port.rsplit(':').next() == Some(name.as_str()))
+            };
+            edges.find(is_named).or(first).map(|edge| &edge.at)
+        }
+    }
 }

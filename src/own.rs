@@ -4,14 +4,15 @@
 //!
 //! - A file that a person wrote is never changed: ours begins with a mark of its own.
 //! - The policy with the change in it is checked first. One that would be refused is not written.
-//! - What is in it besides, comments too, stays as it is. A reader, and a crash, find the old text or the new one.
+//! - What is in it besides, comments too, stays as it is; what is said of a table that goes, goes with it. A reader, and
+//!   a crash, find the old text or the new one, and a text that came meanwhile is left alone.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use netns_policy::diagnostic::{Source, Trust};
+use netns_policy::diagnostic::Source;
 use netns_policy::graph::AllowGraph;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -20,8 +21,9 @@ use toml_edit::DocumentMut;
 
 use crate::file::{FileError, Regular};
 use crate::orchestrator::{Error, Options};
-use crate::policy::{self, DEFAULT_PATHS, LIMIT, Read};
-use crate::store::{StoreError, write_whole};
+use crate::policy::{self, Found, LIMIT, Over, Read, ReadErrors, entry_of};
+use crate::rewrite::{self, RewriteError};
+use crate::store::StoreError;
 
 /// Its name in a directory of policies.
 pub const NAME: &str = "90-nsctl.toml";
@@ -38,6 +40,12 @@ pub enum OwnError {
     /// There are only single files, so that nothing says where it would lie.
     #[error("no directory of policies is named, in which an answer could be written down")]
     Nowhere,
+    /// No directory of policies is searched for a file of such a name, or what is in it would be read as JSON.
+    #[error("{} would not be read as a policy in TOML", path.display())]
+    Unread {
+        /// The file.
+        path: PathBuf,
+    },
     /// Somebody else's.
     #[error("{} is {what}, and not written by nsctl", path.display())]
     Foreign {
@@ -63,6 +71,9 @@ pub enum OwnError {
         #[source]
         source: Box<toml_edit::TomlError>,
     },
+    /// It changed meanwhile, or is one that cannot be replaced.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
     /// The system refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -72,8 +83,9 @@ impl OwnError {
     /// The stable code of this error.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Nowhere | Self::Foreign { .. } | Self::Masked { .. } => "E0911",
+            Self::Nowhere | Self::Unread { .. } | Self::Foreign { .. } | Self::Masked { .. } => "E0911",
             Self::Broken { .. } => "E0107",
+            Self::Rewrite(_) => RewriteError::CODE,
             Self::Store(error) => error.code(),
         }
     }
@@ -82,9 +94,11 @@ impl OwnError {
     pub fn help(&self) -> String {
         match self {
             Self::Nowhere => format!("name a directory with --policy, for {NAME} in it, or a file with --into FILE"),
+            Self::Unread { .. } => "let its name end with .toml, and not begin with a dot".into(),
             Self::Foreign { .. } => "move it elsewhere, or name another file with --into FILE".into(),
             Self::Masked { .. } => "take that one away, or name another file with --into FILE".into(),
             Self::Broken { .. } => "mend it by hand; what nsctl writes is TOML".into(),
+            Self::Rewrite(error) => error.help().into(),
             Self::Store(StoreError::Io { .. }) => {
                 "nothing was written; run this as root, on a file that can be written".into()
             }
@@ -100,40 +114,39 @@ pub struct Own {
     /// What it says. Change this.
     pub document: DocumentMut,
     before: Option<String>,
-    /// The policy without it.
-    others: Vec<Source>,
+    /// Where the policy is read from.
+    options: Options,
     /// Whether the policy was read from it too, or would be once it is there.
     heard: bool,
     _lock: Option<Flock<File>>,
 }
 
 impl Own {
-    /// Reads the policy and the file of ours in it; `into` names another file for it.
+    /// Reads the policy and the file of ours in it; `into` names another file for it. Its directory is made, unless this
+    /// is a `dry_run`.
     ///
     /// # Errors
     ///
     /// When the policy cannot be read, or the file is not ours.
-    pub fn open(options: &Options, into: Option<&Path>) -> Result<Self, Error> {
-        let (path, heard) = place(options, into)?;
-        let read = read(options)?;
-        let name = path.display().to_string();
-        let others: Vec<Source> = read.sources.into_iter().filter(|source| !is_same(&source.name, &path)).collect();
-        if into.is_none() {
-            let other = others.iter().find(|source| Path::new(&source.name).file_name() == path.file_name());
-            if let Some(other) = other {
-                return Err(OwnError::Masked { path, by: other.name.clone() }.into());
-            }
-            let twin = path.with_extension("json");
-            if let Some(twin) = others.iter().find(|source| is_same(&source.name, &twin)) {
-                return Err(OwnError::Masked { path, by: twin.name.clone() }.into());
-            }
-        }
-        let lock = lock(&path)?;
+    pub fn open(options: &Options, into: Option<&Path>, dry_run: bool) -> Result<Self, Error> {
+        let path = place(options, into)?;
+        // Of two that come first, both must find a directory to lock, or they would not know of each other.
+        let lock = if dry_run {
+            lock(&path)
+                .map_or_else(|error| if is_busy(&error) { Err(error) } else { Ok(None) }, |lock| Ok(Some(lock)))?
+        } else {
+            prepare(&path)?;
+            Some(lock(&path)?)
+        };
         let before = text(&path)?;
-        let parsed = before.clone().unwrap_or_else(fresh).parse::<DocumentMut>();
+        if let Some(other) = read(options)?.files.iter().find(|found| is_rival(found, &path)) {
+            return Err(OwnError::Masked { path, by: other.path.clone() }.into());
+        }
+        let text = before.clone().unwrap_or_else(fresh);
+        let parsed = text.parse::<DocumentMut>();
         let document = parsed.map_err(|source| OwnError::Broken { path: path.clone(), source: Box::new(source) })?;
-        let heard = heard || before.is_some() && read.files.iter().any(|found| found.path == name);
-        Ok(Self { path, document, before, others, heard, _lock: lock })
+        let heard = has(&read_over(options, Some(Over::new(&path, text)))?, &path);
+        Ok(Self { path, document, before, options: options.clone(), heard, _lock: lock })
     }
 
     /// Where it lies.
@@ -152,7 +165,7 @@ impl Own {
     ///
     /// Every mistake in it.
     pub fn policy_before(&self) -> Result<netns_policy::Checked, Error> {
-        Ok(AllowGraph::parse(&self.sources(self.before.clone()))?)
+        self.policy(self.before.clone())
     }
 
     /// The policy with the file as [`Own::document`] has it now.
@@ -161,12 +174,15 @@ impl Own {
     ///
     /// Every mistake in it.
     pub fn policy_after(&self) -> Result<netns_policy::Checked, Error> {
-        Ok(AllowGraph::parse(&self.sources(Some(self.document.to_string())))?)
+        self.policy(Some(self.document.to_string()))
     }
 
-    fn sources(&self, own: Option<String>) -> Vec<Source> {
-        let own = own.map(|text| Source::toml(self.path.display().to_string(), text));
-        self.others.iter().cloned().chain(own.map(|own| Source { trust: Trust::Operator, ..own })).collect()
+    /// The policy as it will be read once the file holds `text`; a file that is not read from there is taken along.
+    fn policy(&self, text: Option<String>) -> Result<netns_policy::Checked, Error> {
+        let over = text.clone().map(|text| Over::new(&self.path, text));
+        let read = read_over(&self.options, over)?;
+        let alone = text.filter(|_| !has(&read, &self.path)).map(|text| Source::toml(policy::shown(&self.path), text));
+        Ok(AllowGraph::parse(&read.sources.into_iter().chain(alone).collect::<Vec<_>>())?)
     }
 
     /// Whether it says anything else than before.
@@ -186,10 +202,11 @@ impl Own {
     pub fn write(self) -> Result<(), Error> {
         self.policy_after()?;
         let text = self.document.to_string();
-        let path = self.path.clone();
-        write_whole(&path, text.as_bytes(), 0o644)
-            .map_err(|source| OwnError::Store(StoreError::Io { action: "write", path, source }))?;
-        Ok(())
+        let written = match &self.before {
+            Some(before) => rewrite::replace(&self.path, before.as_bytes(), &text),
+            None => rewrite::create(&self.path, &text, 0o644),
+        };
+        Ok(written.map_err(OwnError::from)?)
     }
 }
 
@@ -203,42 +220,47 @@ fn fresh() -> String {
 /// # Errors
 ///
 /// As [`policy::read`].
-pub fn read(options: &Options) -> Result<Read, policy::ReadErrors> {
-    let beside = options.state.join("policy.d");
-    if options.policy.is_empty() && is_read_only(Path::new(DIRECTORY)) {
-        return policy::read_system(&beside);
-    }
-    policy::read(&options.policy)
+pub fn read(options: &Options) -> Result<Read, ReadErrors> {
+    read_over(options, None)
 }
 
-/// Where the file lies, and whether the policy is read from there.
-fn place(options: &Options, into: Option<&Path>) -> Result<(PathBuf, bool), OwnError> {
+fn read_over(options: &Options, over: Option<Over>) -> Result<Read, ReadErrors> {
+    if options.policy.is_empty() && is_read_only(Path::new(DIRECTORY)) {
+        return policy::read_system(&options.state.join("policy.d"), over);
+    }
+    policy::read_with(&options.policy, over)
+}
+
+/// Where the file lies.
+fn place(options: &Options, into: Option<&Path>) -> Result<PathBuf, OwnError> {
     if let Some(into) = into {
-        let parent = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let paths = || {
-            options
-                .policy
-                .iter()
-                .cloned()
-                .chain(DEFAULT_PATHS.iter().filter(|_| options.policy.is_empty()).map(PathBuf::from))
-        };
-        let heard = paths()
-            .any(|path| is_same(&path.display().to_string(), into) || is_same(&path.display().to_string(), parent));
-        return Ok((into.to_owned(), heard));
+        let is_hidden = into.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if is_hidden || into.extension().is_none_or(|extension| extension != "toml") {
+            return Err(OwnError::Unread { path: into.to_owned() });
+        }
+        return Ok(into.to_owned());
     }
     if options.policy.is_empty() {
         let directory =
             if is_read_only(Path::new(DIRECTORY)) { options.state.join("policy.d") } else { DIRECTORY.into() };
-        return Ok((directory.join(NAME), true));
+        return Ok(directory.join(NAME));
     }
     let last = options.policy.iter().rev().find(|path| path.is_dir()).ok_or(OwnError::Nowhere)?;
-    Ok((last.join(NAME), true))
+    Ok(last.join(NAME))
 }
 
-/// Whether two paths lead to one file.
-fn is_same(one: &str, other: &Path) -> bool {
-    let one = Path::new(one);
-    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(a), Ok(b)) if a == b)
+/// Whether the policy is read from `path` too.
+fn has(read: &Read, path: &Path) -> bool {
+    let end = entry_of(path);
+    let is_it = |found: &Found| entry_of(&found.at) == end || found.at.canonicalize().is_ok_and(|at| at == end);
+    read.files.iter().any(|found| found.masked_by.is_none() && is_it(found))
+}
+
+/// Whether a file in a directory of policies would put ours out of force, or ours it: one that is switched off too, for
+/// its name is what it is there for.
+fn is_rival(found: &Found, path: &Path) -> bool {
+    // The stem, not the name: a file in JSON is a twin, of which `read` refuses to choose.
+    found.listed && found.at.file_stem() == path.file_stem() && entry_of(&found.at) != entry_of(path)
 }
 
 /// Whether the file system that holds `path`, or would, takes no writes. On others the mode of a directory says who may.
@@ -247,17 +269,24 @@ fn is_read_only(path: &Path) -> bool {
     there.and_then(|path| statvfs(path).ok()).is_some_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY))
 }
 
-/// Keeps others from changing the file meanwhile. Who may not even look at the directory is told so when writing.
-fn lock(path: &Path) -> Result<Option<Flock<File>>, OwnError> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Ok(file) = File::open(directory) else {
-        return Ok(None);
-    };
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
+/// The directory that `path` is in.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Keeps others from changing the file meanwhile.
+fn lock(path: &Path) -> Result<Flock<File>, OwnError> {
+    let directory = directory_of(path);
+    let refused = |source| OwnError::Store(StoreError::Io { action: "lock", path: directory.into(), source });
+    match Flock::lock(File::open(directory).map_err(refused)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
         Err((_, nix::Error::EWOULDBLOCK)) => Err(StoreError::Busy { path: directory.into(), holder: None }.into()),
-        Err((_, errno)) => Err(StoreError::Io { action: "lock", path: directory.into(), source: errno.into() }.into()),
+        Err((_, errno)) => Err(refused(errno.into())),
     }
+}
+
+fn is_busy(error: &OwnError) -> bool {
+    matches!(error, OwnError::Store(StoreError::Busy { .. }))
 }
 
 /// The text of the file, if there is one, and it is ours.
@@ -280,17 +309,9 @@ fn text(path: &Path) -> Result<Option<String>, OwnError> {
 }
 
 /// Makes the directory of the file, for everybody to read.
-///
-/// # Errors
-///
-/// What the system says.
-pub fn prepare(path: &Path) -> Result<(), Error> {
-    let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) else {
-        return Ok(());
-    };
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-    made.map_err(|source| OwnError::Store(StoreError::Io { action: "make", path: directory.into(), source }))?;
-    fs::metadata(directory)
-        .map(|_| ())
-        .map_err(|source| OwnError::Store(StoreError::Io { action: "look at", path: directory.into(), source }).into())
+fn prepare(path: &Path) -> Result<(), OwnError> {
+    let directory = directory_of(path);
+    let made =
+        if directory.is_dir() { Ok(()) } else { DirBuilder::new().recursive(true).mode(0o755).create(directory) };
+    made.map_err(|source| StoreError::Io { action: "make", path: directory.into(), source }.into())
 }

@@ -218,6 +218,12 @@ impl From<ReadError> for ReadErrors {
 pub struct Found {
     /// Its path.
     pub path: String,
+    /// The same, for the system and not for a terminal.
+    #[serde(skip)]
+    pub at: PathBuf,
+    /// Whether a directory was listed, so that files of one name mask each other.
+    #[serde(skip)]
+    pub listed: bool,
     /// Whose word it is: `operator` or `vendor`.
     pub trust: &'static str,
     /// Whether it is empty, or a link to /dev/null, and so stands for nothing but its name.
@@ -237,6 +243,29 @@ pub struct Read {
     pub editable: Vec<Editable>,
 }
 
+/// A text that is taken for what a file holds, whatever is there now: what a policy would be with that file.
+#[derive(Clone, Debug)]
+pub struct Over {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl Over {
+    /// Of the file at `path`, which need not be there.
+    pub fn new(path: &Path, text: impl Into<Vec<u8>>) -> Self {
+        Self { path: entry_of(path), text: text.into() }
+    }
+}
+
+/// The path without links but for the last part, as far as it is there.
+pub(crate) fn entry_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(directory)), Some(name)) => directory.join(name),
+        _ => path,
+    }
+}
+
 /// Reads the files at `paths`, or at [`DEFAULT_PATHS`] when there are none. A directory stands for the `.toml` and
 /// `.json` files in it whose names do not begin with a dot.
 ///
@@ -244,13 +273,18 @@ pub struct Read {
 ///
 /// Everything that is wrong with them, at most [`ReadErrors::MOST`].
 pub fn read(paths: &[PathBuf]) -> Result<Read, ReadErrors> {
+    read_with(paths, None)
+}
+
+/// Reads the same with a text laid over one file.
+///
+/// # Errors
+///
+/// As [`read`].
+pub(crate) fn read_with(paths: &[PathBuf], over: Option<Over>) -> Result<Read, ReadErrors> {
     let named = !paths.is_empty();
     let paths = if named { paths.to_vec() } else { DEFAULT_PATHS.iter().map(PathBuf::from).collect() };
-    let mut search = Search::new(named);
-    for path in &paths {
-        search.look(path);
-    }
-    search.read(paths)
+    Search::new(named, over).all(paths)
 }
 
 /// Reads the files at [`DEFAULT_PATHS`] and in `more`, which has the weight of /etc: for a machine whose /etc cannot be
@@ -259,14 +293,10 @@ pub fn read(paths: &[PathBuf]) -> Result<Read, ReadErrors> {
 /// # Errors
 ///
 /// As [`read`].
-pub fn read_system(more: &Path) -> Result<Read, ReadErrors> {
+pub(crate) fn read_system(more: &Path, over: Option<Over>) -> Result<Read, ReadErrors> {
     let mut paths: Vec<PathBuf> = DEFAULT_PATHS.iter().map(PathBuf::from).collect();
     paths.insert(DEFAULT_PATHS.len() - 1, more.to_owned());
-    let mut search = Search::new(false);
-    for path in &paths {
-        search.look(path);
-    }
-    search.read(paths)
+    Search::new(false, over).all(paths)
 }
 
 /// A file to be read.
@@ -281,6 +311,7 @@ struct Entry {
 struct Search {
     named: bool,
     trusted: Trusted,
+    over: Option<Over>,
     alone: Vec<Entry>,
     /// By file name, so that a later directory masks an earlier one.
     listed: BTreeMap<OsString, Entry>,
@@ -293,9 +324,10 @@ struct Search {
 }
 
 impl Search {
-    fn new(named: bool) -> Self {
+    fn new(named: bool, over: Option<Over>) -> Self {
         Self {
             named,
+            over,
             trusted: if named { Trusted::of_caller() } else { Trusted::of_system() },
             alone: Vec::new(),
             listed: BTreeMap::new(),
@@ -307,12 +339,35 @@ impl Search {
         }
     }
 
+    fn all(mut self, paths: Vec<PathBuf>) -> Result<Read, ReadErrors> {
+        for path in &paths {
+            self.look(path);
+        }
+        self.read(paths)
+    }
+
+    /// Whether the text laid over is for the file at `path`.
+    fn is_over(&self, path: &Path) -> bool {
+        self.over.as_ref().is_some_and(|over| over.path == entry_of(path))
+    }
+
+    /// The file that a text is laid over, if it would be in this directory.
+    fn over_in(&self, directory: &Path) -> Option<PathBuf> {
+        let over = self.over.as_ref().filter(|over| over.path.parent() == Some(directory))?;
+        over.path.file_name().map(PathBuf::from)
+    }
+
     fn look(&mut self, path: &Path) {
         let is = match fs::metadata(path) {
             Ok(is) => is,
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 // A link that leads nowhere was meant to be a policy.
-                if fs::symlink_metadata(path).is_ok() {
+                if self.is_over(path) {
+                    self.alone.push(Entry { path: path.to_owned(), listed: None, trust: Trust::Operator });
+                } else if let Some(name) = self.over_in(&entry_of(path)) {
+                    let trust = if path == Path::new(VENDOR) { Trust::Vendor } else { Trust::Operator };
+                    self.list_one(Entry { path: path.join(name), listed: Some(path.to_owned()), trust });
+                } else if fs::symlink_metadata(path).is_ok() {
                     self.errors.push(ReadError::Io { path: path.to_owned(), source });
                 } else if self.named {
                     self.errors.push(ReadError::Missing { paths: vec![path.to_owned()] });
@@ -336,11 +391,12 @@ impl Search {
         let trail = Trail::follow(path)?;
         let trust = if trail.end == Path::new(VENDOR) { Trust::Vendor } else { Trust::Operator };
         self.judge_directories(path, &trail, Some(&trail.end));
-        for entry in fs::read_dir(path)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_owned();
+        let mut paths =
+            fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<BTreeSet<PathBuf>>>()?;
+        paths.extend(self.over_in(&trail.end).map(|name| path.join(name)));
+        for path in paths {
             // What editors leave beside the file they edit, and what ls(1) does not show, is nobody's policy.
-            if name.as_encoded_bytes().starts_with(b".") {
+            if path.file_name().unwrap_or_default().as_encoded_bytes().starts_with(b".") {
                 continue;
             }
             if format(&path).is_none() {
@@ -349,14 +405,18 @@ impl Search {
                 }
                 continue;
             }
-            let by = shown(&path);
-            let entry = Entry { path, listed: Some(trail.end.clone()), trust };
-            if let Some(masked) = self.listed.insert(name, entry) {
-                let found = self.found(&masked, false, Some(by));
-                self.result.files.push(found);
-            }
+            self.list_one(Entry { path, listed: Some(trail.end.clone()), trust });
         }
         Ok(())
+    }
+
+    fn list_one(&mut self, entry: Entry) {
+        let by = shown(&entry.path);
+        let name = entry.path.file_name().unwrap_or_default().to_owned();
+        if let Some(masked) = self.listed.insert(name, entry) {
+            let found = self.found(&masked, false, Some(by));
+            self.result.files.push(found);
+        }
     }
 
     fn found(&self, entry: &Entry, off: bool, masked_by: Option<String>) -> Found {
@@ -364,7 +424,8 @@ impl Search {
             Trust::Operator => "operator",
             Trust::Vendor => "vendor",
         };
-        Found { path: shown(&entry.path), trust, off, masked_by }
+        let (path, at, listed) = (shown(&entry.path), entry.path.clone(), entry.listed.is_some());
+        Found { path, at, listed, trust, off, masked_by }
     }
 
     fn read(mut self, paths: Vec<PathBuf>) -> Result<Read, ReadErrors> {
@@ -408,6 +469,9 @@ impl Search {
 
     fn source(&mut self, mut entry: Entry) -> Result<(), ReadError> {
         let path = entry.path.as_path();
+        if let Some(over) = self.over.clone().filter(|over| self.is_over(path) || leads_to(path, &over.path)) {
+            return self.source_over(entry, over);
+        }
         let refused = |source| ReadError::Io { path: path.to_owned(), source };
         let trail = Trail::follow(path).map_err(refused)?;
         let leaves = entry.listed.as_ref().is_some_and(|directory| !trail.end.starts_with(directory));
@@ -448,6 +512,27 @@ impl Search {
         Ok(())
     }
 
+    /// What [`Search::source`] would make of the file with the text that is laid over it.
+    fn source_over(&mut self, mut entry: Entry, over: Over) -> Result<(), ReadError> {
+        let Over { path, text } = over;
+        let format = format(&entry.path).ok_or_else(|| ReadError::Unknown { path: entry.path.clone() })?;
+        let size = text.len() as u64;
+        if size > LIMIT {
+            return Err(ReadError::TooLarge { path: entry.path, size });
+        }
+        if path.starts_with(VENDOR) {
+            entry.trust = Trust::Vendor;
+        }
+        if !self.ends.insert(path) {
+            return Ok(());
+        }
+        self.size += size;
+        let found = self.found(&entry, false, None);
+        self.result.files.push(found);
+        self.result.sources.push(Source { name: shown(&entry.path), text, format, trust: entry.trust });
+        Ok(())
+    }
+
     fn judge_directories(&mut self, path: &Path, trail: &Trail, listed: Option<&Path>) {
         let new: Vec<PathBuf> = trail.directories.iter().filter(|d| !self.judged.contains(*d)).cloned().collect();
         for editable in of_directories(&self.trusted, path, &new, listed) {
@@ -463,6 +548,10 @@ impl Search {
             self.errors.push(editable.into());
         }
     }
+}
+
+fn leads_to(path: &Path, end: &Path) -> bool {
+    Trail::follow(path).is_ok_and(|trail| trail.end == end)
 }
 
 fn format(path: &Path) -> Option<Format> {
@@ -481,7 +570,7 @@ fn is_sealed(file: &Metadata) -> bool {
 }
 
 /// A path as it can be shown: a terminal acts on nothing in it.
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     let plain = |c: char| if c.is_control() || turns_direction(c) { '?' } else { c };
     path.to_string_lossy().chars().map(plain).collect()
 }

@@ -79,12 +79,28 @@ pub fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteErr
     if !holds(&mut old, before).map_err(error("read"))? {
         return Err(RewriteError::Changed { path: path.to_owned() });
     }
-    let beside = Beside::new(path, after, &metadata).map_err(error("write beside"))?;
+    let owner = Some((metadata.uid(), metadata.gid()));
+    let beside = Beside::new(path, after, owner, metadata.mode() & 0o7777).map_err(error("write beside"))?;
     let same = fs::symlink_metadata(path).map(|now| (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()));
     if !same.map_err(error("look at"))? {
         return Err(RewriteError::Changed { path: path.to_owned() });
     }
     beside.put(path).map_err(error("replace"))
+}
+
+/// Puts a new file at `path`, where there was none, for the caller and with this mode.
+///
+/// # Errors
+///
+/// See [`RewriteError`]; nothing is there then but what somebody else has put there meanwhile.
+pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), RewriteError> {
+    let error = |action| move |source| RewriteError::Io { action, path: path.to_owned(), source };
+    let beside = Beside::new(path, text, None, mode).map_err(error("write beside"))?;
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => beside.put(path).map_err(error("make")),
+        Err(e) => Err(error("look at")(e)),
+        Ok(_) => Err(RewriteError::Changed { path: path.to_owned() }),
+    }
 }
 
 /// Whether a file holds these bytes and no others.
@@ -100,7 +116,7 @@ struct Beside {
 }
 
 impl Beside {
-    fn new(of: &Path, text: &str, like: &fs::Metadata) -> io::Result<Self> {
+    fn new(of: &Path, text: &str, owner: Option<(u32, u32)>, mode: u32) -> io::Result<Self> {
         let mut name = OsString::from(".");
         name.push(of.file_name().unwrap_or_default());
         name.push(format!(".nsctl-{}", std::process::id()));
@@ -110,10 +126,10 @@ impl Beside {
         let beside = Self { path };
         file.write_all(text.as_bytes())?;
         let new = file.metadata()?;
-        if (new.uid(), new.gid()) != (like.uid(), like.gid()) {
-            fchown(&file, Some(like.uid()), Some(like.gid()))?;
+        if let Some((user, group)) = owner.filter(|owner| *owner != (new.uid(), new.gid())) {
+            fchown(&file, Some(user), Some(group))?;
         }
-        file.set_permissions(Permissions::from_mode(like.mode() & 0o7777))?;
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()?;
         Ok(beside)
     }

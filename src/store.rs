@@ -386,7 +386,8 @@ pub(crate) fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()>
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     })();
     if written.is_err() {
         fs::remove_file(&temporary).ok();

@@ -83,12 +83,15 @@ pub enum Command {
     },
     /// Lists what fragments of packages ask for, or answers them: opens nothing before the next apply.
     Grant {
-        /// A fragment or a service that asks; left out: list.
+        /// The service that asks, and no other; left out: list.
         #[arg(value_name = "NAME")]
         who: Option<String>,
         /// Of what it asks for, this alone: `lnd`, `lnd:rpc`, `clightning:unix:rpc`.
         #[arg(value_name = "TARGET[:PORT]", requires = "who")]
         target: Option<String>,
+        /// NAME is a fragment, and all its services are meant.
+        #[arg(long, requires = "who")]
+        fragment: bool,
         /// Take back what was granted.
         #[arg(long, requires = "who")]
         revoke: bool,

@@ -106,7 +106,7 @@ fn exit_code(error: &Error) -> u8 {
         | Error::PoolTaken { .. }
         | Error::Read(_)
         | Error::Usage { .. } => 2,
-        Error::Own(error) if !matches!(error, OwnError::Store(_)) => 2,
+        Error::Own(error) if !matches!(error, OwnError::Rewrite(_) | OwnError::Store(_)) => 2,
         _ => 1,
     }
 }
@@ -161,7 +161,7 @@ pub fn warnings_json(warnings: &[Warning], editable: &[Editable]) -> Vec<serde_j
 
 /// Says which files the policy was read from.
 pub fn files(files: &[Found]) {
-    for Found { path, trust, off, masked_by } in files {
+    for Found { path, trust, off, masked_by, .. } in files {
         let how = match masked_by {
             Some(by) => format!(", masked by {by}"),
             None if *off => ", which switches it off".to_owned(),

@@ -15,6 +15,7 @@ use crate::output;
 pub struct Asked<'a> {
     pub who: &'a Option<String>,
     pub target: &'a Option<String>,
+    pub fragment: bool,
     pub revoke: bool,
     pub dry_run: bool,
     pub into: &'a Option<PathBuf>,
@@ -25,12 +26,13 @@ pub fn grant(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>) -> Result<Exi
         list(args, &nsctl.check()?.asks);
         return Ok(ExitCode::SUCCESS);
     };
-    let choice = Choice { who: who.clone(), target: asked.target.clone(), revoke: asked.revoke };
+    let choice = Choice { who: who.clone(), whole: asked.fragment, target: asked.target.clone(), revoke: asked.revoke };
     let answered = grant::answer(nsctl.options(), asked.into.as_deref(), &choice, asked.dry_run)?;
     if args.json {
         output::answer(&json!({
             "file": answered.path.display().to_string(), "written": !asked.dry_run && answered.changes(),
             "opened": answered.opened, "closed": answered.closed,
+            "left": answered.left.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }));
         return Ok(ExitCode::SUCCESS);
     }
@@ -48,6 +50,10 @@ fn tell(answered: &Answered, dry_run: bool) {
         (true, true) => output::line(format_args!("nothing was written; without --dry-run it goes to {path}")),
         (true, false) => output::line(format_args!("written to {path}; run `nsctl apply` to make it so")),
     }
+    for ask in &answered.left {
+        let answer = format!("nsctl grant {} {}:{}", ask.service, ask.target, ask.wanted);
+        output::talk(format_args!("{ask} is asked for by number, and stays closed; `{answer}` opens it"));
+    }
     if answered.changes() && !answered.is_heard {
         output::talk(format_args!("{path} is not a part of this policy yet: name it too, with --policy {path}"));
     }
@@ -60,11 +66,12 @@ fn list(args: &Args, asks: &[Ask]) {
     if asks.is_empty() {
         return output::line("no fragment asks for anything");
     }
-    output::line(format_args!("{:<8} {:<20} {:<28} {}", "ANSWER", "SERVICE", "ASKS FOR", "WHY"));
+    output::line(format_args!("{:<8} {:<20} {:<20} {:<28} {}", "ANSWER", "FRAGMENT", "SERVICE", "ASKS FOR", "WHY"));
     for ask in asks {
         let wanted = format!("{}:{}", ask.target, ask.wanted);
         let why = ask.why.as_deref().unwrap_or_default().escape_debug();
-        let text = format!("{:<8} {:<20} {wanted:<28} {why}", word(ask.answer), ask.service.as_str());
+        let (fragment, service) = (ask.fragment.as_str(), ask.service.as_str());
+        let text = format!("{:<8} {fragment:<20} {service:<20} {wanted:<28} {why}", word(ask.answer));
         output::line(text.trim_end());
     }
     if let Some(open) = asks.iter().find(|ask| ask.answer == Answer::Open) {

@@ -40,10 +40,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
         Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
-        Command::Grant { who, target, revoke, dry_run, into } => grant::grant(
+        Command::Grant { who, target, fragment, revoke, dry_run, into } => grant::grant(
             args,
             &orchestrator(args, false),
-            &grant::Asked { who, target, revoke: *revoke, dry_run: *dry_run, into },
+            &grant::Asked { who, target, fragment: *fragment, revoke: *revoke, dry_run: *dry_run, into },
         ),
         Command::Graph { format } => graph::graph(args, *format, &orchestrator(args, false)),
         Command::Man { directory } => man::man(args, directory.as_deref()),
