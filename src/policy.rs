@@ -231,6 +231,8 @@ pub struct Found {
 pub struct Read {
     /// The text of the policy.
     pub sources: Vec<Source>,
+    /// Where each of them was read, in the same order: their names are only what can be shown.
+    pub paths: Vec<PathBuf>,
     /// Every file of it, ordered by path.
     pub files: Vec<Found>,
     /// Who else can edit paths that were named.
@@ -444,6 +446,7 @@ impl Search {
         self.result.files.push(found);
         if !off {
             self.result.sources.push(Source { name: shown(&entry.path), text, format, trust: entry.trust });
+            self.result.paths.push(entry.path);
         }
         Ok(())
     }
@@ -481,7 +484,7 @@ fn is_sealed(file: &Metadata) -> bool {
 }
 
 /// A path as it can be shown: a terminal acts on nothing in it.
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     let plain = |c: char| if c.is_control() || turns_direction(c) { '?' } else { c };
     path.to_string_lossy().chars().map(plain).collect()
 }

@@ -15,17 +15,19 @@ use std::path::{Path, PathBuf};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use thiserror::Error;
 
+use crate::policy::shown;
+
 /// Why a file was left as it was.
 #[derive(Debug, Error)]
 pub enum RewriteError {
     /// Somebody else wrote it meanwhile.
-    #[error("{} has changed since it was read", path.display())]
+    #[error("{} has changed since it was read", shown(path))]
     Changed {
         /// The file.
         path: PathBuf,
     },
     /// It is a link, or one of several names of a file: which of them is meant only its owner knows.
-    #[error("{} is {what}", path.display())]
+    #[error("{} is {what}", shown(path))]
     Linked {
         /// The file.
         path: PathBuf,
@@ -33,7 +35,7 @@ pub enum RewriteError {
         what: &'static str,
     },
     /// The system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}", shown(path))]
     Io {
         /// What was tried.
         action: &'static str,

@@ -119,6 +119,23 @@ fn a_file_that_changed_meanwhile_is_left_alone() {
 }
 
 #[test]
+fn the_file_itself_is_replaced_and_not_one_that_is_called_as_it_is_shown() {
+    let directory = directory("shown");
+    // As a terminal is shown it, the first has the name of the second.
+    let path = file(&directory, "bell\u{7}.toml", UGLY);
+    let other = file(&directory, "bell?.toml", UGLY);
+    let output = fmt(&[], &[&path], "");
+    assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{output:?}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), UGLY);
+    fs::remove_file(&other).unwrap();
+    fs::write(&path, UGLY).unwrap();
+    fs::hard_link(&path, directory.join("link.toml")).unwrap();
+    let output = fmt(&[], &[&path], "");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("bell?.toml is one of several names") && !told.contains('\u{7}'), "{told:?}");
+}
+
+#[test]
 fn the_examples_that_programs_wrote_are_laid_out() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies");
     for example in ["nix-bitcoin.toml", "umbrel.toml"] {
