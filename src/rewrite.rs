@@ -1,13 +1,14 @@
-//! Puts another text in the place of a file that a person wrote.
+//! Puts other texts in the places of files that a person wrote.
 //!
 //! # Invariants
 //!
 //! - Whoever opens the path finds the old text or the new one, whole, at every moment, a power cut included.
 //! - Owner, group and mode stay; where they cannot, the file does.
+//! - Of several files none is replaced before all of them can be, as far as that can be known.
 //! - A link is not followed, and a file that changed since it was read is left alone.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,15 @@ pub enum RewriteError {
         #[source]
         source: io::Error,
     },
+    /// Some are replaced, and then it came to an end.
+    #[error("only some files are rewritten ({})", done.iter().map(|path| shown(path)).collect::<Vec<_>>().join(", "))]
+    Partly {
+        /// These are.
+        done: Vec<PathBuf>,
+        /// Why the next one is not.
+        #[source]
+        source: Box<RewriteError>,
+    },
 }
 
 impl RewriteError {
@@ -57,36 +67,83 @@ impl RewriteError {
             Self::Changed { .. } => "nothing was written to it; run the same command again",
             Self::Linked { .. } => "name the file itself, or print its layout with `nsctl fmt - < FILE`",
             Self::Io { .. } => "see that the directory can be written by the one who runs nsctl, and has room",
+            Self::Partly { source, .. } => source.help(),
         }
     }
 }
 
-/// Replaces the file at `path`, which held `before` when it was read, by one that holds `after`.
+/// A new text that lies beside a file, on the same disk with the same owner and mode, and waits to take its place.
+#[derive(Debug)]
+pub struct Replacement {
+    path: PathBuf,
+    before: Vec<u8>,
+    /// What the file was when it was looked at.
+    seen: Metadata,
+    beside: Beside,
+}
+
+impl Replacement {
+    /// Gets ready to replace the file at `path`, which held `before` when it was read, by one that holds `after`. If it
+    /// is not put in its place nothing of it is left.
+    ///
+    /// # Errors
+    ///
+    /// Whatever can be known to be in the way.
+    pub fn prepare(path: &Path, before: &[u8], after: &str) -> Result<Self, RewriteError> {
+        let seen = look(path, before)?;
+        let beside = Beside::new(path, after, &seen).map_err(error(path, "write beside"))?;
+        Ok(Self { path: path.to_owned(), before: before.to_owned(), seen, beside })
+    }
+
+    fn put(self) -> Result<(), RewriteError> {
+        let now = look(&self.path, &self.before)?;
+        if (now.dev(), now.ino()) != (self.seen.dev(), self.seen.ino()) {
+            return Err(RewriteError::Changed { path: self.path });
+        }
+        self.beside.put(&self.path).map_err(error(&self.path, "replace"))
+    }
+}
+
+/// Puts all of them in their places, one after the other.
 ///
 /// # Errors
 ///
-/// See [`RewriteError`]; the file is as it was then.
-pub fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteError> {
-    let error = |action| move |source| RewriteError::Io { action, path: path.to_owned(), source };
+/// When one of them cannot be: those before it are in their places then, which [`RewriteError::Partly`] names, and the
+/// files of the others are as they were.
+pub fn put(all: Vec<Replacement>) -> Result<(), RewriteError> {
+    let mut done = Vec::new();
+    for replacement in all {
+        let path = replacement.path.clone();
+        match replacement.put() {
+            Ok(()) => done.push(path),
+            Err(error) if done.is_empty() => return Err(error),
+            Err(error) => return Err(RewriteError::Partly { done, source: Box::new(error) }),
+        }
+    }
+    Ok(())
+}
+
+/// What lies at `path`, if it can be replaced and holds `text`.
+fn look(path: &Path, text: &[u8]) -> Result<Metadata, RewriteError> {
     let linked = |what| RewriteError::Linked { path: path.to_owned(), what };
-    if fs::symlink_metadata(path).map_err(error("look at"))?.is_symlink() {
+    if fs::symlink_metadata(path).map_err(error(path, "look at"))?.is_symlink() {
         return Err(linked("a link"));
     }
     let flags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    let mut old = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(error("open"))?;
-    let metadata = old.metadata().map_err(error("look at"))?;
-    if metadata.nlink() > 1 {
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(error(path, "open"))?;
+    let seen = file.metadata().map_err(error(path, "look at"))?;
+    if seen.nlink() > 1 {
         return Err(linked("one of several names of a file"));
     }
-    if !holds(&mut old, before).map_err(error("read"))? {
+    if !holds(&mut file, text).map_err(error(path, "read"))? {
         return Err(RewriteError::Changed { path: path.to_owned() });
     }
-    let beside = Beside::new(path, after, &metadata).map_err(error("write beside"))?;
-    let same = fs::symlink_metadata(path).map(|now| (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()));
-    if !same.map_err(error("look at"))? {
-        return Err(RewriteError::Changed { path: path.to_owned() });
-    }
-    beside.put(path).map_err(error("replace"))
+    Ok(seen)
+}
+
+fn error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RewriteError {
+    let path = path.to_owned();
+    move |source| RewriteError::Io { action, path, source }
 }
 
 /// Whether a file holds these bytes and no others.
@@ -97,12 +154,13 @@ fn holds(file: &mut File, bytes: &[u8]) -> io::Result<bool> {
 }
 
 /// A new file in the same directory, which is gone again unless it is put in its place.
+#[derive(Debug)]
 struct Beside {
     path: PathBuf,
 }
 
 impl Beside {
-    fn new(of: &Path, text: &str, like: &fs::Metadata) -> io::Result<Self> {
+    fn new(of: &Path, text: &str, like: &Metadata) -> io::Result<Self> {
         let mut name = OsString::from(".");
         name.push(of.file_name().unwrap_or_default());
         name.push(format!(".nsctl-{}", std::process::id()));

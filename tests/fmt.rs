@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use nsctl::rewrite::{RewriteError, replace};
+use nsctl::rewrite::{Replacement, RewriteError, put};
 
 const UGLY: &str = "schema=1\n[service.web]\nports={http=\"tcp:80\"} # for all\nunit=\"web.service\"\n";
 const NEAT: &str = "schema = 1\n\n[service.web]\nunit = \"web.service\"\nports = { http = \"tcp:80\" }  # for all\n";
@@ -35,6 +35,11 @@ fn fmt(arguments: &[&str], paths: &[&Path], input: &str) -> Output {
     // One that does not read it may have gone.
     child.stdin.take().unwrap().write_all(input.as_bytes()).ok();
     child.wait_with_output().unwrap()
+}
+
+/// Replaces one file alone.
+fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteError> {
+    put(vec![Replacement::prepare(path, before, after)?])
 }
 
 fn code(output: &Output) -> i32 {
@@ -77,6 +82,43 @@ fn one_wrong_file_of_several_leaves_all_as_they_are() {
     fs::remove_file(directory.join("b.toml")).unwrap();
     assert_eq!(code(&fmt(&[], &[&directory], "")), 0);
     assert_eq!(fs::read_to_string(&good).unwrap(), NEAT, "it is laid out when nothing is in the way");
+}
+
+#[test]
+fn one_link_of_several_files_leaves_all_as_they_are() {
+    for is_hard in [false, true] {
+        let directory = directory("one-link");
+        let good = file(&directory, "a.toml", UGLY);
+        let (target, link) = (file(&directory, "x.toml", &UGLY.replace("web", "api")), directory.join("b.toml"));
+        if is_hard { fs::hard_link(&target, &link) } else { symlink(&target, &link) }.unwrap();
+        let output = fmt(&[], &[&directory], "");
+        assert_eq!((code(&output), fs::read_to_string(&good).unwrap().as_str()), (1, UGLY), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("E0915"), "{output:?}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 3, "something is left beside them");
+        fs::remove_file(&link).unwrap();
+        assert_eq!(code(&fmt(&[], &[&directory], "")), 0);
+        assert_eq!(fs::read_to_string(&good).unwrap(), NEAT, "it is laid out when nothing is in the way");
+    }
+}
+
+#[test]
+fn what_was_rewritten_before_the_end_is_told() {
+    let directory = directory("partly");
+    let all = ["a.toml", "b.toml", "c.toml"].map(|name| file(&directory, name, UGLY));
+    let ready = || all.iter().map(|path| Replacement::prepare(path, UGLY.as_bytes(), NEAT).unwrap()).collect();
+    let ready_once: Vec<_> = ready();
+    fs::write(&all[1], "schema = 1\n").unwrap();
+    let error = put(ready_once).unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("a.toml") && !told.contains("b.toml") && !told.contains("c.toml"), "{told}");
+    let RewriteError::Partly { done, source } = error else { panic!("{told}") };
+    assert!(done == all[..1] && matches!(&*source, RewriteError::Changed { path } if *path == all[1]), "{source}");
+    let texts = all.each_ref().map(|path| fs::read_to_string(path).unwrap());
+    assert_eq!(texts, [NEAT, "schema = 1\n", UGLY]);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 3, "something is left beside them");
+    all.iter().for_each(|path| fs::write(path, UGLY).unwrap());
+    put(ready()).expect("nobody is in the way");
+    assert!(all.iter().all(|path| fs::read_to_string(path).unwrap() == NEAT));
 }
 
 #[test]

@@ -4,11 +4,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nsctl::Error;
 use nsctl::netns_policy::graph::AllowGraph;
 use nsctl::netns_policy::layout::{LayoutError, lay_out};
 use nsctl::netns_policy::{PolicyErrors, Source, Trust};
 use nsctl::policy::{self, DEFAULT_PATHS, LIMIT, ReadError, ReadErrors, VENDOR};
-use nsctl::{Error, rewrite};
+use nsctl::rewrite::{self, Replacement};
 use serde_json::json;
 
 use crate::args::Args;
@@ -36,9 +37,8 @@ pub fn fmt(args: &Args, paths: &[PathBuf], check: bool) -> Result<ExitCode, Erro
     }
     let changed: Vec<&Laid> = all.iter().filter(|laid| laid.differs()).collect();
     if !check && !is_piped {
-        for laid in &changed {
-            rewrite::replace(&laid.path, &laid.source.text, &laid.text)?;
-        }
+        let ready = changed.iter().map(|laid| Replacement::prepare(&laid.path, &laid.source.text, &laid.text));
+        rewrite::put(ready.collect::<Result<_, _>>()?)?;
     }
     tell(args, &all, check);
     Ok(if check && !changed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
