@@ -122,6 +122,26 @@ fn what_was_rewritten_before_the_end_is_told() {
 }
 
 #[test]
+fn a_file_that_is_named_twice_is_one_file() {
+    let directory = directory("twice");
+    let path = file(&directory, "a.toml", UGLY);
+    let roundabout = directory.join("../fmt-twice/a.toml");
+    let checked = fmt(&["--check", "--json"], &[&directory, &path, &roundabout], "");
+    let answer: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(answer["files"].as_array().map(Vec::len), Some(1), "{answer}");
+    let output = fmt(&[], &[&directory, &path, &roundabout], "");
+    assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{output:?}");
+    // A link is another name, in whatever order, and is refused.
+    fs::write(&path, UGLY).unwrap();
+    let link = directory.join("link.toml");
+    symlink(&path, &link).unwrap();
+    for named in [[&path, &link], [&link, &path]] {
+        let output = fmt(&[], &[named[0], named[1]], "");
+        assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (1, UGLY), "{output:?}");
+    }
+}
+
+#[test]
 fn stdin_goes_to_stdout() {
     let output = fmt(&[], &[Path::new("-")], UGLY);
     assert_eq!((code(&output), String::from_utf8_lossy(&output.stdout).as_ref()), (0, NEAT));

@@ -1,5 +1,6 @@
 //! `nsctl fmt`: policy files in their one layout.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -76,7 +77,22 @@ fn read(args: &Args, paths: &[PathBuf]) -> Result<Vec<(PathBuf, Source)>, Error>
         all.push(policy::read(std::slice::from_ref(path))?);
     }
     let files = all.into_iter().flat_map(|read| read.paths.into_iter().zip(read.sources));
-    Ok(files.filter(|(_, source)| source.trust == Trust::Operator).collect())
+    let mut once = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (path, source) in files.filter(|(_, source)| source.trust == Trust::Operator) {
+        let place = place(&path).map_err(|source| ReadErrors::from(ReadError::Io { path: path.clone(), source }))?;
+        if seen.insert(place) {
+            once.push((path, source));
+        }
+    }
+    Ok(once)
+}
+
+/// Where a file lies, however it was named. A link in the last place lies there itself: it is refused, and is not taken
+/// for the file that it leads to.
+fn place(path: &Path) -> io::Result<PathBuf> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    Ok(directory.unwrap_or(Path::new(".")).canonicalize()?.join(path.file_name().unwrap_or_default()))
 }
 
 /// What comes on stdin: JSON when it begins like an object, else TOML.
