@@ -5,7 +5,8 @@
 //! - Whoever opens the path finds the old text or the new one, whole, at every moment, a power cut included.
 //! - Owner, group and mode stay; where they cannot, the file does.
 //! - Of several files none is replaced before all of them can be, as far as that can be known.
-//! - A link is not followed, and a file that changed since it was read is left alone.
+//! - A link is not followed, and a file that changed since it was read is left alone. Nothing can lock out an editor
+//!   that writes between the last look and the rename, which follows at once.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
@@ -96,8 +97,9 @@ impl Replacement {
     }
 
     fn put(self) -> Result<(), RewriteError> {
+        // A file system may tell times apart by the tick only: the text is compared again too.
         let now = look(&self.path, &self.before)?;
-        if (now.dev(), now.ino()) != (self.seen.dev(), self.seen.ino()) {
+        if state(&now) != state(&self.seen) {
             return Err(RewriteError::Changed { path: self.path });
         }
         self.beside.put(&self.path).map_err(error(&self.path, "replace"))
@@ -139,6 +141,12 @@ fn look(path: &Path, text: &[u8]) -> Result<Metadata, RewriteError> {
         return Err(RewriteError::Changed { path: path.to_owned() });
     }
     Ok(seen)
+}
+
+/// What tells that somebody wrote a file, or gave it to others, even where its text is the same again.
+fn state(of: &Metadata) -> impl PartialEq {
+    let times = (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+    (of.dev(), of.ino(), of.len(), of.mode(), of.uid(), of.gid(), times)
 }
 
 fn error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RewriteError {

@@ -2,11 +2,12 @@
 
 #![allow(clippy::disallowed_methods, reason = "it runs the command")]
 
-use std::fs::{self, Permissions};
-use std::io::Write as _;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
 
 use nsctl::rewrite::{Replacement, RewriteError, put};
 
@@ -178,6 +179,35 @@ fn a_file_that_changed_meanwhile_is_left_alone() {
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "schema = 1\n# by somebody else\n");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "something is left beside it");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_replaced_is_left_alone() {
+    let directory = directory("meanwhile");
+    let path = file(&directory, "policy.toml", UGLY);
+    let long_ago = SystemTime::now() - Duration::from_secs(1000);
+    let touch = |path: &Path| File::options().write(true).open(path).and_then(|file| file.set_modified(long_ago));
+    type Change<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
+    let changes: [(&str, Change); 4] = [
+        ("another text of that length, in place", &|path| fs::write(path, UGLY.replace("web", "api"))),
+        ("another mode", &|path| fs::set_permissions(path, Permissions::from_mode(0o600))),
+        ("written, with the text it had", &touch),
+        ("another file of that text", &|path| {
+            fs::write(directory.join("new"), UGLY)?;
+            fs::rename(directory.join("new"), path)
+        }),
+    ];
+    for (what, change) in changes {
+        fs::write(&path, UGLY).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let ready = Replacement::prepare(&path, UGLY.as_bytes(), NEAT).unwrap();
+        change(&path).unwrap();
+        let (text, mode) = (fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap().mode());
+        assert!(matches!(put(vec![ready]), Err(RewriteError::Changed { .. })), "{what}");
+        assert_eq!((fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap().mode()), (text, mode), "{what}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "something is left beside it");
+    }
+    put(vec![Replacement::prepare(&path, UGLY.as_bytes(), NEAT).unwrap()]).expect("nothing happens meanwhile");
 }
 
 #[test]
