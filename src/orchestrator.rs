@@ -343,7 +343,7 @@ impl Orchestrator {
     ///
     /// [`Error::Read`] and [`Error::Policy`].
     pub fn check(&self) -> Result<Checked, Error> {
-        let policy::Read { sources, files, editable } = own::read(&self.options)?;
+        let policy::Read { sources, files, editable, .. } = own::read(&self.options)?;
         let checked = AllowGraph::parse(&sources)?;
         Ok(Checked { graph: checked.graph, asks: checked.asks, warnings: checked.warnings, files, editable })
     }

@@ -237,6 +237,8 @@ pub struct Found {
 pub struct Read {
     /// The text of the policy.
     pub sources: Vec<Source>,
+    /// Where each of them was read, in the same order: their names are only what can be shown.
+    pub paths: Vec<PathBuf>,
     /// Every file of it, ordered by path.
     pub files: Vec<Found>,
     /// Who else can edit paths that were named.
@@ -508,6 +510,7 @@ impl Search {
         self.result.files.push(found);
         if !off {
             self.result.sources.push(Source { name: shown(&entry.path), text, format, trust: entry.trust });
+            self.result.paths.push(entry.path);
         }
         Ok(())
     }

@@ -1,13 +1,15 @@
-//! Puts another text in the place of a file that a person wrote.
+//! Puts other texts in the places of files that a person wrote.
 //!
 //! # Invariants
 //!
 //! - Whoever opens the path finds the old text or the new one, whole, at every moment, a power cut included.
 //! - Owner, group and mode stay; where they cannot, the file does.
-//! - A link is not followed, and a file that changed since it was read is left alone.
+//! - Of several files none is replaced before all of them can be, as far as that can be known.
+//! - A link is not followed, and a file that changed since it was read is left alone. Nothing can lock out an editor
+//!   that writes between the last look and the rename, which follows at once.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
@@ -15,17 +17,19 @@ use std::path::{Path, PathBuf};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use thiserror::Error;
 
+use crate::policy::shown;
+
 /// Why a file was left as it was.
 #[derive(Debug, Error)]
 pub enum RewriteError {
     /// Somebody else wrote it meanwhile.
-    #[error("{} has changed since it was read", path.display())]
+    #[error("{} has changed since it was read", shown(path))]
     Changed {
         /// The file.
         path: PathBuf,
     },
     /// It is a link, or one of several names of a file: which of them is meant only its owner knows.
-    #[error("{} is {what}", path.display())]
+    #[error("{} is {what}", shown(path))]
     Linked {
         /// The file.
         path: PathBuf,
@@ -33,7 +37,7 @@ pub enum RewriteError {
         what: &'static str,
     },
     /// The system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}", shown(path))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -42,6 +46,15 @@ pub enum RewriteError {
         /// What it said.
         #[source]
         source: io::Error,
+    },
+    /// Some are replaced, and then it came to an end.
+    #[error("only some files are rewritten ({})", done.iter().map(|path| shown(path)).collect::<Vec<_>>().join(", "))]
+    Partly {
+        /// These are.
+        done: Vec<PathBuf>,
+        /// Why the next one is not.
+        #[source]
+        source: Box<RewriteError>,
     },
 }
 
@@ -55,37 +68,52 @@ impl RewriteError {
             Self::Changed { .. } => "nothing was written to it; run the same command again",
             Self::Linked { .. } => "name the file itself, or print its layout with `nsctl fmt - < FILE`",
             Self::Io { .. } => "see that the directory can be written by the one who runs nsctl, and has room",
+            Self::Partly { source, .. } => source.help(),
         }
     }
 }
 
-/// Replaces the file at `path`, which held `before` when it was read, by one that holds `after`.
+/// A new text that lies beside a file, on the same disk with the same owner and mode, and waits to take its place.
+#[derive(Debug)]
+pub struct Replacement {
+    path: PathBuf,
+    before: Vec<u8>,
+    /// What the file was when it was looked at.
+    seen: Metadata,
+    beside: Beside,
+}
+
+impl Replacement {
+    /// Gets ready to replace the file at `path`, which held `before` when it was read, by one that holds `after`. If it
+    /// is not put in its place nothing of it is left.
+    ///
+    /// # Errors
+    ///
+    /// Whatever can be known to be in the way.
+    pub fn prepare(path: &Path, before: &[u8], after: &str) -> Result<Self, RewriteError> {
+        let seen = look(path, before)?;
+        let owner = Some((seen.uid(), seen.gid()));
+        let beside = Beside::new(path, after, owner, seen.mode() & 0o7777).map_err(error(path, "write beside"))?;
+        Ok(Self { path: path.to_owned(), before: before.to_owned(), seen, beside })
+    }
+
+    fn put(self) -> Result<(), RewriteError> {
+        // A file system may tell times apart by the tick only: the text is compared again too.
+        let now = look(&self.path, &self.before)?;
+        if state(&now) != state(&self.seen) {
+            return Err(RewriteError::Changed { path: self.path });
+        }
+        self.beside.put(&self.path).map_err(error(&self.path, "replace"))
+    }
+}
+
+/// Replaces the one file at `path`, which held `before` when it was read, by one that holds `after`.
 ///
 /// # Errors
 ///
 /// See [`RewriteError`]; the file is as it was then.
 pub fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteError> {
-    let error = |action| move |source| RewriteError::Io { action, path: path.to_owned(), source };
-    let linked = |what| RewriteError::Linked { path: path.to_owned(), what };
-    if fs::symlink_metadata(path).map_err(error("look at"))?.is_symlink() {
-        return Err(linked("a link"));
-    }
-    let flags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    let mut old = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(error("open"))?;
-    let metadata = old.metadata().map_err(error("look at"))?;
-    if metadata.nlink() > 1 {
-        return Err(linked("one of several names of a file"));
-    }
-    if !holds(&mut old, before).map_err(error("read"))? {
-        return Err(RewriteError::Changed { path: path.to_owned() });
-    }
-    let owner = Some((metadata.uid(), metadata.gid()));
-    let beside = Beside::new(path, after, owner, metadata.mode() & 0o7777).map_err(error("write beside"))?;
-    let same = fs::symlink_metadata(path).map(|now| (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()));
-    if !same.map_err(error("look at"))? {
-        return Err(RewriteError::Changed { path: path.to_owned() });
-    }
-    beside.put(path).map_err(error("replace"))
+    Replacement::prepare(path, before, after)?.put()
 }
 
 /// Puts a new file at `path`, where there was none, for the caller and with this mode.
@@ -94,13 +122,60 @@ pub fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteErr
 ///
 /// See [`RewriteError`]; nothing is there then but what somebody else has put there meanwhile.
 pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), RewriteError> {
-    let error = |action| move |source| RewriteError::Io { action, path: path.to_owned(), source };
-    let beside = Beside::new(path, text, None, mode).map_err(error("write beside"))?;
+    let beside = Beside::new(path, text, None, mode).map_err(error(path, "write beside"))?;
     match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => beside.put(path).map_err(error("make")),
-        Err(e) => Err(error("look at")(e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => beside.put(path).map_err(error(path, "make")),
+        Err(e) => Err(error(path, "look at")(e)),
         Ok(_) => Err(RewriteError::Changed { path: path.to_owned() }),
     }
+}
+
+/// Puts all of them in their places, one after the other.
+///
+/// # Errors
+///
+/// When one of them cannot be: those before it are in their places then, which [`RewriteError::Partly`] names, and the
+/// files of the others are as they were.
+pub fn put(all: Vec<Replacement>) -> Result<(), RewriteError> {
+    let mut done = Vec::new();
+    for replacement in all {
+        let path = replacement.path.clone();
+        match replacement.put() {
+            Ok(()) => done.push(path),
+            Err(error) if done.is_empty() => return Err(error),
+            Err(error) => return Err(RewriteError::Partly { done, source: Box::new(error) }),
+        }
+    }
+    Ok(())
+}
+
+/// What lies at `path`, if it can be replaced and holds `text`.
+fn look(path: &Path, text: &[u8]) -> Result<Metadata, RewriteError> {
+    let linked = |what| RewriteError::Linked { path: path.to_owned(), what };
+    if fs::symlink_metadata(path).map_err(error(path, "look at"))?.is_symlink() {
+        return Err(linked("a link"));
+    }
+    let flags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(error(path, "open"))?;
+    let seen = file.metadata().map_err(error(path, "look at"))?;
+    if seen.nlink() > 1 {
+        return Err(linked("one of several names of a file"));
+    }
+    if !holds(&mut file, text).map_err(error(path, "read"))? {
+        return Err(RewriteError::Changed { path: path.to_owned() });
+    }
+    Ok(seen)
+}
+
+/// What tells that somebody wrote a file, or gave it to others, even where its text is the same again.
+fn state(of: &Metadata) -> impl PartialEq {
+    let times = (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+    (of.dev(), of.ino(), of.len(), of.mode(), of.uid(), of.gid(), times)
+}
+
+fn error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RewriteError {
+    let path = path.to_owned();
+    move |source| RewriteError::Io { action, path, source }
 }
 
 /// Whether a file holds these bytes and no others.
@@ -111,6 +186,7 @@ fn holds(file: &mut File, bytes: &[u8]) -> io::Result<bool> {
 }
 
 /// A new file in the same directory, which is gone again unless it is put in its place.
+#[derive(Debug)]
 struct Beside {
     path: PathBuf,
 }

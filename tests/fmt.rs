@@ -2,13 +2,14 @@
 
 #![allow(clippy::disallowed_methods, reason = "it runs the command")]
 
-use std::fs::{self, Permissions};
-use std::io::Write as _;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
 
-use nsctl::rewrite::{RewriteError, replace};
+use nsctl::rewrite::{Replacement, RewriteError, put};
 
 const UGLY: &str = "schema=1\n[service.web]\nports={http=\"tcp:80\"} # for all\nunit=\"web.service\"\n";
 const NEAT: &str = "schema = 1\n\n[service.web]\nunit = \"web.service\"\nports = { http = \"tcp:80\" }  # for all\n";
@@ -35,6 +36,11 @@ fn fmt(arguments: &[&str], paths: &[&Path], input: &str) -> Output {
     // One that does not read it may have gone.
     child.stdin.take().unwrap().write_all(input.as_bytes()).ok();
     child.wait_with_output().unwrap()
+}
+
+/// Replaces one file alone.
+fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteError> {
+    put(vec![Replacement::prepare(path, before, after)?])
 }
 
 fn code(output: &Output) -> i32 {
@@ -80,6 +86,63 @@ fn one_wrong_file_of_several_leaves_all_as_they_are() {
 }
 
 #[test]
+fn one_link_of_several_files_leaves_all_as_they_are() {
+    for is_hard in [false, true] {
+        let directory = directory("one-link");
+        let good = file(&directory, "a.toml", UGLY);
+        let (target, link) = (file(&directory, "x.toml", &UGLY.replace("web", "api")), directory.join("b.toml"));
+        if is_hard { fs::hard_link(&target, &link) } else { symlink(&target, &link) }.unwrap();
+        let output = fmt(&[], &[&directory], "");
+        assert_eq!((code(&output), fs::read_to_string(&good).unwrap().as_str()), (1, UGLY), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("E0915"), "{output:?}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 3, "something is left beside them");
+        fs::remove_file(&link).unwrap();
+        assert_eq!(code(&fmt(&[], &[&directory], "")), 0);
+        assert_eq!(fs::read_to_string(&good).unwrap(), NEAT, "it is laid out when nothing is in the way");
+    }
+}
+
+#[test]
+fn what_was_rewritten_before_the_end_is_told() {
+    let directory = directory("partly");
+    let all = ["a.toml", "b.toml", "c.toml"].map(|name| file(&directory, name, UGLY));
+    let ready = || all.iter().map(|path| Replacement::prepare(path, UGLY.as_bytes(), NEAT).unwrap()).collect();
+    let ready_once: Vec<_> = ready();
+    fs::write(&all[1], "schema = 1\n").unwrap();
+    let error = put(ready_once).unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("a.toml") && !told.contains("b.toml") && !told.contains("c.toml"), "{told}");
+    let RewriteError::Partly { done, source } = error else { panic!("{told}") };
+    assert!(done == all[..1] && matches!(&*source, RewriteError::Changed { path } if *path == all[1]), "{source}");
+    let texts = all.each_ref().map(|path| fs::read_to_string(path).unwrap());
+    assert_eq!(texts, [NEAT, "schema = 1\n", UGLY]);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 3, "something is left beside them");
+    all.iter().for_each(|path| fs::write(path, UGLY).unwrap());
+    put(ready()).expect("nobody is in the way");
+    assert!(all.iter().all(|path| fs::read_to_string(path).unwrap() == NEAT));
+}
+
+#[test]
+fn a_file_that_is_named_twice_is_one_file() {
+    let directory = directory("twice");
+    let path = file(&directory, "a.toml", UGLY);
+    let roundabout = directory.join("../fmt-twice/a.toml");
+    let checked = fmt(&["--check", "--json"], &[&directory, &path, &roundabout], "");
+    let answer: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(answer["files"].as_array().map(Vec::len), Some(1), "{answer}");
+    let output = fmt(&[], &[&directory, &path, &roundabout], "");
+    assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{output:?}");
+    // A link is another name, in whatever order, and is refused.
+    fs::write(&path, UGLY).unwrap();
+    let link = directory.join("link.toml");
+    symlink(&path, &link).unwrap();
+    for named in [[&path, &link], [&link, &path]] {
+        let output = fmt(&[], &[named[0], named[1]], "");
+        assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (1, UGLY), "{output:?}");
+    }
+}
+
+#[test]
 fn stdin_goes_to_stdout() {
     let output = fmt(&[], &[Path::new("-")], UGLY);
     assert_eq!((code(&output), String::from_utf8_lossy(&output.stdout).as_ref()), (0, NEAT));
@@ -116,6 +179,52 @@ fn a_file_that_changed_meanwhile_is_left_alone() {
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "schema = 1\n# by somebody else\n");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "something is left beside it");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_replaced_is_left_alone() {
+    let directory = directory("meanwhile");
+    let path = file(&directory, "policy.toml", UGLY);
+    let long_ago = SystemTime::now() - Duration::from_secs(1000);
+    let touch = |path: &Path| File::options().write(true).open(path).and_then(|file| file.set_modified(long_ago));
+    type Change<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
+    let changes: [(&str, Change); 4] = [
+        ("another text of that length, in place", &|path| fs::write(path, UGLY.replace("web", "api"))),
+        ("another mode", &|path| fs::set_permissions(path, Permissions::from_mode(0o600))),
+        ("written, with the text it had", &touch),
+        ("another file of that text", &|path| {
+            fs::write(directory.join("new"), UGLY)?;
+            fs::rename(directory.join("new"), path)
+        }),
+    ];
+    for (what, change) in changes {
+        fs::write(&path, UGLY).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let ready = Replacement::prepare(&path, UGLY.as_bytes(), NEAT).unwrap();
+        change(&path).unwrap();
+        let (text, mode) = (fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap().mode());
+        assert!(matches!(put(vec![ready]), Err(RewriteError::Changed { .. })), "{what}");
+        assert_eq!((fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap().mode()), (text, mode), "{what}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "something is left beside it");
+    }
+    put(vec![Replacement::prepare(&path, UGLY.as_bytes(), NEAT).unwrap()]).expect("nothing happens meanwhile");
+}
+
+#[test]
+fn the_file_itself_is_replaced_and_not_one_that_is_called_as_it_is_shown() {
+    let directory = directory("shown");
+    // As a terminal is shown it, the first has the name of the second.
+    let path = file(&directory, "bell\u{7}.toml", UGLY);
+    let other = file(&directory, "bell?.toml", UGLY);
+    let output = fmt(&[], &[&path], "");
+    assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{output:?}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), UGLY);
+    fs::remove_file(&other).unwrap();
+    fs::write(&path, UGLY).unwrap();
+    fs::hard_link(&path, directory.join("link.toml")).unwrap();
+    let output = fmt(&[], &[&path], "");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("bell?.toml is one of several names") && !told.contains('\u{7}'), "{told:?}");
 }
 
 #[test]

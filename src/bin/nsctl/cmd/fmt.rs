@@ -1,14 +1,16 @@
 //! `nsctl fmt`: policy files in their one layout.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nsctl::Error;
 use nsctl::netns_policy::graph::AllowGraph;
 use nsctl::netns_policy::layout::{LayoutError, lay_out};
 use nsctl::netns_policy::{PolicyErrors, Source, Trust};
 use nsctl::policy::{self, DEFAULT_PATHS, LIMIT, ReadError, ReadErrors, VENDOR};
-use nsctl::{Error, rewrite};
+use nsctl::rewrite::{self, Replacement};
 use serde_json::json;
 
 use crate::args::Args;
@@ -16,6 +18,8 @@ use crate::output;
 
 /// A file and its layout.
 struct Laid {
+    /// Where it was read; the name of the source is only what can be shown.
+    path: PathBuf,
     source: Source,
     text: String,
 }
@@ -26,7 +30,7 @@ pub fn fmt(args: &Args, paths: &[PathBuf], check: bool) -> Result<ExitCode, Erro
         let help = Some("name it alone".to_owned());
         return Err(Error::Usage { message: "`-` is stdin, which goes to stdout".into(), help });
     }
-    let sources = if is_piped { vec![piped()?] } else { read(args, paths)? };
+    let sources = if is_piped { vec![("-".into(), piped()?)] } else { read(args, paths)? };
     let all = lay_out_all(sources)?;
     if !check && is_piped && !args.json {
         all.iter().for_each(|laid| output::line(laid.text.trim_end()));
@@ -34,9 +38,8 @@ pub fn fmt(args: &Args, paths: &[PathBuf], check: bool) -> Result<ExitCode, Erro
     }
     let changed: Vec<&Laid> = all.iter().filter(|laid| laid.differs()).collect();
     if !check && !is_piped {
-        for laid in &changed {
-            rewrite::replace(Path::new(&laid.source.name), &laid.source.text, &laid.text)?;
-        }
+        let ready = changed.iter().map(|laid| Replacement::prepare(&laid.path, &laid.source.text, &laid.text));
+        rewrite::put(ready.collect::<Result<_, _>>()?)?;
     }
     tell(args, &all, check);
     Ok(if check && !changed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -58,23 +61,38 @@ fn tell(args: &Args, all: &[Laid], check: bool) {
 
 /// The files of the operator: those named, else those of `--policy`, else what lies at the default paths. What packages
 /// ship is not ours to change.
-fn read(args: &Args, paths: &[PathBuf]) -> Result<Vec<Source>, Error> {
+fn read(args: &Args, paths: &[PathBuf]) -> Result<Vec<(PathBuf, Source)>, Error> {
     let named = if paths.is_empty() { &args.policy[..] } else { paths };
-    let mut sources = Vec::new();
+    let mut all = Vec::new();
     if named.is_empty() {
         let own = DEFAULT_PATHS.iter().filter(|path| **path != VENDOR).map(PathBuf::from);
         let (there, missing): (Vec<_>, Vec<_>) = own.partition(|path| path.exists());
         if there.is_empty() {
             return Err(ReadErrors::from(ReadError::Missing { paths: missing }).into());
         }
-        sources = policy::read(&there)?.sources;
+        all.push(policy::read(&there)?);
     }
     for path in named {
         // Each by itself: a file that is masked by another has a layout all the same.
-        sources.extend(policy::read(std::slice::from_ref(path))?.sources);
+        all.push(policy::read(std::slice::from_ref(path))?);
     }
-    sources.retain(|source| source.trust == Trust::Operator);
-    Ok(sources)
+    let files = all.into_iter().flat_map(|read| read.paths.into_iter().zip(read.sources));
+    let mut once = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (path, source) in files.filter(|(_, source)| source.trust == Trust::Operator) {
+        let place = place(&path).map_err(|source| ReadErrors::from(ReadError::Io { path: path.clone(), source }))?;
+        if seen.insert(place) {
+            once.push((path, source));
+        }
+    }
+    Ok(once)
+}
+
+/// Where a file lies, however it was named. A link in the last place lies there itself: it is refused, and is not taken
+/// for the file that it leads to.
+fn place(path: &Path) -> io::Result<PathBuf> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    Ok(directory.unwrap_or(Path::new(".")).canonicalize()?.join(path.file_name().unwrap_or_default()))
 }
 
 /// What comes on stdin: JSON when it begins like an object, else TOML.
@@ -88,12 +106,12 @@ fn piped() -> Result<Source, Error> {
 }
 
 /// Lays all of them out, or none: every mistake of every file is told at once.
-fn lay_out_all(sources: Vec<Source>) -> Result<Vec<Laid>, Error> {
+fn lay_out_all(sources: Vec<(PathBuf, Source)>) -> Result<Vec<Laid>, Error> {
     let mut mistakes = Vec::new();
     let mut all = Vec::new();
-    for source in sources {
+    for (path, source) in sources {
         match lay_out(&source) {
-            Ok(text) => all.push(Laid { source, text }),
+            Ok(text) => all.push(Laid { path, source, text }),
             Err(LayoutError::Policy(errors)) => mistakes.extend(errors.0),
             Err(error) => return Err(error.into()),
         }
