@@ -524,9 +524,34 @@ impl<'a> Run<'_, 'a> {
     }
 }
 
-/// Whether a rule can decide anything: what only counts, logs, remembers or clamps is no matter of what passes.
+/// Whether a rule can decide anything: what only asks, counts, logs, remembers or clamps is no matter of what passes.
 fn decides(rule: &Rule) -> bool {
-    rule.0.iter().any(|expr| ends(expr) || matches!(expr, Expr::Unknown(_)))
+    !rule.0.iter().all(|expr| match expr {
+        Expr::Meta { .. }
+        | Expr::Payload { .. }
+        | Expr::RoutingHeaderExists { .. }
+        | Expr::FragmentHeaderExists { .. }
+        | Expr::Cmp { .. }
+        | Expr::Bitwise { .. }
+        | Expr::Lookup { .. }
+        | Expr::Update { .. }
+        | Expr::CountOver { .. }
+        | Expr::CtCountOver { .. }
+        | Expr::Immediate { .. }
+        | Expr::Log { .. }
+        | Expr::Limit { .. }
+        | Expr::Counter
+        | Expr::Ct { .. }
+        | Expr::FibDaddrType { .. }
+        | Expr::RtTcpMss { .. }
+        | Expr::SetTcpMss { .. } => true,
+        Expr::Verdict(_)
+        | Expr::Fwd { .. }
+        | Expr::Reject(_)
+        | Expr::Masquerade
+        | Expr::Dnat { .. }
+        | Expr::Unknown(_) => false,
+    })
 }
 
 /// Whether a rule ends with this expression.
