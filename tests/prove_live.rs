@@ -47,9 +47,22 @@ const CHANGES: [(&str, &str, &str); 7] = [
 ];
 
 /// The same, of what cannot be followed and so is no proof either: there is no packet to show.
-const STRANGE: [(&str, &str, &str); 2] = [
+const STRANGE: [(&str, &str, &str); 6] = [
     ("db", "insert rule inet nsctl input tcp dport vmap { 22 : accept }", "the lock of db at input"),
     ("host", "insert rule inet nsctl-p from_leg tcp dport vmap { 22 : return }", "the table on the host at forward"),
+    (
+        "fabric",
+        "add chain netdev nsctl x { type filter hook ingress devices = { db, web } priority -500; }; \
+         add rule netdev nsctl x fwd to db",
+        "the fabric, behind the wire of",
+    ),
+    ("db", "add chain inet nsctl x { type route hook output priority 0; }", "the lock of db at"),
+    ("web", "add chain inet nsctl x { type filter hook ingress device net0 priority 0; }", "the lock of web at"),
+    (
+        "uplink",
+        "add table netdev nsctl; add chain netdev nsctl x { type filter hook ingress device net0 priority 0; }",
+        "the gateway uplink at",
+    ),
 ];
 
 #[test]
