@@ -47,9 +47,14 @@ const CHANGES: [(&str, &str, &str); 7] = [
 ];
 
 /// The same, of what cannot be followed and so is no proof either: there is no packet to show.
-const STRANGE: [(&str, &str, &str); 6] = [
+const STRANGE: [(&str, &str, &str); 7] = [
     ("db", "insert rule inet nsctl input tcp dport vmap { 22 : accept }", "the lock of db at input"),
     ("host", "insert rule inet nsctl-p from_leg tcp dport vmap { 22 : return }", "the table on the host at forward"),
+    (
+        "web",
+        "add set inet nsctl x { type ipv4_addr; flags timeout; }; insert rule inet nsctl output ip daddr != @x accept",
+        "the lock of web at output",
+    ),
     (
         "fabric",
         "add chain netdev nsctl x { type filter hook ingress devices = { db, web } priority -500; }; \
