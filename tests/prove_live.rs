@@ -47,7 +47,7 @@ const CHANGES: [(&str, &str, &str); 7] = [
 ];
 
 /// The same, of what cannot be followed and so is no proof either: there is no packet to show.
-const STRANGE: [(&str, &str, &str); 7] = [
+const STRANGE: [(&str, &str, &str); 9] = [
     ("db", "insert rule inet nsctl input tcp dport vmap { 22 : accept }", "the lock of db at input"),
     ("host", "insert rule inet nsctl-p from_leg tcp dport vmap { 22 : return }", "the table on the host at forward"),
     (
@@ -61,6 +61,13 @@ const STRANGE: [(&str, &str, &str); 7] = [
          add rule netdev nsctl x fwd to db",
         "the fabric, behind the wire of",
     ),
+    (
+        "fabric",
+        "add table netdev evil; add chain netdev evil x { type filter hook ingress device web priority -500; }; \
+         add rule netdev evil x fwd to db",
+        "the fabric",
+    ),
+    ("fabric", "add chain netdev nsctl x { type filter hook ingress device lo priority -500; }", "the fabric"),
     ("db", "add chain inet nsctl x { type route hook output priority 0; }", "the lock of db at"),
     ("web", "add chain inet nsctl x { type filter hook ingress device net0 priority 0; }", "the lock of web at"),
     (
@@ -93,6 +100,11 @@ fn what_the_kernel_holds_is_proved_and_a_change_of_it_is_refuted() {
                 }
                 Err(error) => panic!("{change}: {}", chain(&error)),
                 Ok(_) => panic!("{change}: not refuted"),
+            }
+            if change.contains("evil") {
+                // What is of somebody else is not taken away.
+                let fabric = network.netns_name(place);
+                witness(Command::new("ip").args(["netns", "exec", &fabric, "nft", "delete table netdev evil"]));
             }
             network.apply();
             assert!(network.nsctl.prove_live().is_ok(), "{change}: apply has mended it");
