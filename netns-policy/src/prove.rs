@@ -47,7 +47,7 @@ use crate::packet::Packet;
 use crate::ruleset::compile::LEG;
 use crate::ruleset::decide::conntrack::CtState;
 use crate::ruleset::decide::{Env, hooks};
-use crate::ruleset::{Expr, Family, Field, HookPoint, MetaKey, Ruleset};
+use crate::ruleset::{Chain, Expr, Family, Field, HookPoint, MetaKey, Ruleset};
 use crate::topology::{Place, leg_link};
 use class::{Class, Ct, Ip, Var};
 use compare::{Deviation, compare};
@@ -137,7 +137,33 @@ pub fn prove_observed(
     let mut locks: BTreeMap<Place, Ruleset> = desired.wires.iter().map(rules).collect();
     locks.insert(Place::Host, observed.host_rules.clone());
     let fabric = observed.fabric.as_ref().map(|fabric| fabric.rules.clone()).unwrap_or_default();
+    let foreign = observed.fabric.iter().flat_map(|fabric| &fabric.foreign_tables).next();
+    if let Some((family, name)) = foreign {
+        return Err(in_the_fabric(format!(
+            "has a table {family} {name} of somebody else, which may come before the panel"
+        )));
+    }
+    if let Some(chain) = unwired(&fabric, desired) {
+        return Err(in_the_fabric(format!("has a chain {chain} at a link that is no wire of the policy")));
+    }
     prove(graph, addresses, &observed.host, &Desired { fabric, locks, ..desired.clone() })
+}
+
+/// A chain of the fabric that hangs at a link to which nobody desires a wire.
+fn unwired<'a>(fabric: &'a Ruleset, desired: &Desired) -> Option<&'a str> {
+    let wires: BTreeSet<&str> = desired.wires.values().map(|wire| wire.outer.as_str()).collect();
+    let mut chains = fabric.tables.values().flat_map(|table| &table.chains);
+    let elsewhere = |chain: &Chain| match &chain.hook {
+        Some(hook) => hook.device.as_deref().is_none_or(|device| !wires.contains(device)),
+        None => false,
+    };
+    chains.find(|(_, chain)| elsewhere(chain)).map(|(name, _)| name.as_str())
+}
+
+/// What is in the fabric that is none of ours, and that no gate asks.
+fn in_the_fabric(what: String) -> Box<Counterexample> {
+    let class = "every packet that it takes".into();
+    Box::new(Counterexample { gate: "the fabric".into(), what, class, packet: None, trace: vec![] })
 }
 
 /// Rules at one hook, of which something is asked.

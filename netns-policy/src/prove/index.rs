@@ -30,12 +30,16 @@ pub(super) struct Index {
     pub(super) has_zero: bool,
 }
 
-/// A set that cannot be read as one: a key of another size, a map without an answer.
+/// A set that cannot be read as one: no key, a key of another size, a map without an answer.
 #[derive(Debug)]
 pub(super) struct Malformed;
 
 impl Index {
     pub(super) fn new(set: &Set) -> Result<Self, Malformed> {
+        // So reads what is of a type or has flags that the model has no word for. A tree without levels has it all.
+        if set.key.is_empty() {
+            return Err(Malformed);
+        }
         let elements: Result<Vec<Element>, Malformed> =
             set.elements.iter().map(|(key, answer)| element(set, key, answer.as_deref())).collect();
         let elements = elements?;
@@ -249,4 +253,27 @@ fn divided<'e>(elements: &[&'e Element], level: usize) -> Vec<Row<'e>> {
         ((lo, hi), here.copied().collect::<Vec<_>>())
     };
     spans.map(inside).filter(|(_, elements)| !elements.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::Field;
+
+    #[test]
+    fn a_set_without_a_key_cannot_be_asked() {
+        let set = |key: &[Field]| Set {
+            key: key.to_vec(),
+            data: None,
+            interval: false,
+            dynamic: None,
+            counter: false,
+            elements: Default::default(),
+        };
+        assert!(Index::new(&set(&[])).is_err());
+        let class = &Class::datagrams()[0];
+        let index = Index::new(&set(&[Field::InetService])).expect("a set of ports can be asked");
+        let (hits, misses) = index.ask(class, &[Asked::Var(Var::Dport, 0)], false);
+        assert!(hits.is_empty() && misses.len() == 1, "nothing is in an empty set");
+    }
 }

@@ -12,7 +12,8 @@ use super::class::{Class, Count, Ct, Ip, Var};
 use super::index::{Asked, Index, number};
 use super::numbers::Numbers;
 use crate::ruleset::{
-    Base, Chain, ChainKind, CtKey, Expr, Family, Field, HookPoint, MetaKey, Reg, Rule, Ruleset, Table, Verdict,
+    Base, Chain, ChainKind, CtKey, Expr, Family, Field, HookPoint, MetaKey, Reg, Rule, Ruleset, STRANGE_HOOK, Table,
+    Verdict,
 };
 
 /// A link as rules see it.
@@ -162,6 +163,7 @@ impl<'a> Machine<'a> {
     ///
     /// When the leaves are not exactly `class`: a bug of this module, for which there is no proof to be had.
     pub(super) fn run(&self, family: Family, at: &At<'_>, class: &Class) -> Result<Vec<Leaf>, Unreadable> {
+        self.unasked(family)?;
         let mut going = vec![(Packets { class: class.clone(), redirect: None }, Outcome::Accept)];
         let mut leaves = Vec::new();
         for (table, name, chain) in self.chains(family, at) {
@@ -199,6 +201,21 @@ impl<'a> Machine<'a> {
         let sum = leaves.iter().fold(Count::default(), |sum, leaf| sum.plus(&Count::of(&leaf.class)));
         assert!(sum == Count::of(class), "the leaves are exactly what they were divided from");
         Ok(leaves)
+    }
+
+    /// That no chain hangs where nobody asks: at a hook of another family, or at one that the model has no word for.
+    fn unasked(&self, family: Family) -> Result<(), Unreadable> {
+        for ((of, _), table) in &self.ruleset.tables {
+            for (name, chain) in &table.chains {
+                let why = match &chain.hook {
+                    Some(_) if *of != family => "it hangs at a hook of another family",
+                    None if chain.rules.iter().any(is_strange_hook) => "it hangs at a hook that nobody here knows",
+                    _ => continue,
+                };
+                return Err(Unreadable { chain: name.clone(), rule: 0, why });
+            }
+        }
+        Ok(())
     }
 
     fn chains(&self, family: Family, at: &At<'_>) -> Vec<(&'a (Family, String), &'a str, &'a Chain)> {
@@ -524,9 +541,39 @@ impl<'a> Run<'_, 'a> {
     }
 }
 
-/// Whether a rule can decide anything: what only counts, logs, remembers or clamps is no matter of what passes.
+/// What is read of a hook that the model has no word for.
+fn is_strange_hook(rule: &Rule) -> bool {
+    matches!(&rule.0[..], [Expr::Unknown(name)] if name == STRANGE_HOOK)
+}
+
+/// Whether a rule can decide anything: what only asks, counts, logs, remembers or clamps is no matter of what passes.
 fn decides(rule: &Rule) -> bool {
-    rule.0.iter().any(|expr| ends(expr) || matches!(expr, Expr::Unknown(_)))
+    !rule.0.iter().all(|expr| match expr {
+        Expr::Meta { .. }
+        | Expr::Payload { .. }
+        | Expr::RoutingHeaderExists { .. }
+        | Expr::FragmentHeaderExists { .. }
+        | Expr::Cmp { .. }
+        | Expr::Bitwise { .. }
+        | Expr::Lookup { .. }
+        | Expr::Update { .. }
+        | Expr::CountOver { .. }
+        | Expr::CtCountOver { .. }
+        | Expr::Immediate { .. }
+        | Expr::Log { .. }
+        | Expr::Limit { .. }
+        | Expr::Counter
+        | Expr::Ct { .. }
+        | Expr::FibDaddrType { .. }
+        | Expr::RtTcpMss { .. }
+        | Expr::SetTcpMss { .. } => true,
+        Expr::Verdict(_)
+        | Expr::Fwd { .. }
+        | Expr::Reject(_)
+        | Expr::Masquerade
+        | Expr::Dnat { .. }
+        | Expr::Unknown(_) => false,
+    })
 }
 
 /// Whether a rule ends with this expression.

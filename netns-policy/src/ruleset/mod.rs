@@ -120,6 +120,9 @@ pub enum HookPoint {
     Postrouting,
 }
 
+/// The [`Expr::Unknown`] that is the first rule of a chain whose hook the model has no word for.
+pub const STRANGE_HOOK: &str = "hook";
+
 /// A rule: expressions run from left to right until one does not match.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rule(pub Shared<Vec<Expr>>);

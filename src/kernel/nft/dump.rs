@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use netns_policy::ruleset::{Chain, ChainKind, Count, Expr, Family, Hook, HookPoint, Key, Rule, Set, Table};
+use netns_policy::ruleset::{
+    Chain, ChainKind, Count, Expr, Family, Hook, HookPoint, Key, Rule, STRANGE_HOOK, Set, Table,
+};
 
 use super::Dump;
 use super::abi::{GEN_ID, LIST_ELEM, chain, element, family, hook, msg, nlm, rule, set, table, verdict};
@@ -125,13 +127,15 @@ fn read_chain(of: Family, a: Attributes<'_>) -> Chain {
         return Chain::default();
     }
     let hook = read_hook(of, a);
-    let strange = hook.is_none().then(|| Rule::from(vec![Expr::Unknown("hook".into())]));
+    let strange = hook.is_none().then(|| Rule::from(vec![Expr::Unknown(STRANGE_HOOK.into())]));
     Chain { hook, rules: strange.into_iter().collect() }
 }
 
 fn read_hook(of: Family, a: Attributes<'_>) -> Option<Hook> {
     let at = a.nested(chain::HOOK);
-    if at.nested(hook::DEVS).iter().count() > 1 {
+    let devices = at.nested(hook::DEVS).iter().count();
+    // A single one that has no name of its own is a prefix of names.
+    if devices > 1 || (devices == 1 && at.get(hook::DEV).is_none()) {
         return None;
     }
     Some(Hook {

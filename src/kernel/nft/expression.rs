@@ -263,7 +263,11 @@ fn read(name: &str, a: Attributes<'_>) -> Option<Expr> {
         "lookup" => Some(Expr::Lookup {
             set: a.str(lookup::SET)?,
             sreg: read_reg(a, lookup::SREG)?,
-            dreg: read_reg(a, lookup::DREG),
+            // The verdict of a verdict map goes to register 0: that is not to have no register.
+            dreg: match a.get(lookup::DREG) {
+                Some(_) => Some(read_reg(a, lookup::DREG)?),
+                None => None,
+            },
             invert: a.u32(lookup::FLAGS).unwrap_or(0) & lookup::F_INV != 0,
         }),
         "dynset" => read_dynset(a),
