@@ -7,6 +7,8 @@
 //! - A file name in a later directory masks the same name in an earlier one, as systemd.unit(5) has it; an empty file
 //!   or a link to /dev/null switches it off.
 //! - No link leads out of a directory of policies, but into /nix/store, where nothing is ever written to.
+//! - What is asked for at [`VENDOR`] is the word of packages, wherever links of theirs lead it; so is what is found
+//!   there by another way.
 //! - What others than root can edit is no policy of the system's. Of a path that was named it is told, for the caller
 //!   to decide: see [`Editable`].
 //!
@@ -314,6 +316,8 @@ struct Search {
     named: bool,
     trusted: Trusted,
     over: Option<Over>,
+    /// [`VENDOR`], and where it leads.
+    vendor: Vec<PathBuf>,
     alone: Vec<Entry>,
     /// By file name, so that a later directory masks an earlier one.
     listed: BTreeMap<OsString, Entry>,
@@ -327,9 +331,12 @@ struct Search {
 
 impl Search {
     fn new(named: bool, over: Option<Over>) -> Self {
+        let vendor = Path::new(VENDOR);
+        let end = Trail::follow(vendor).ok().map(|trail| trail.end);
         Self {
             named,
             over,
+            vendor: [Some(vendor.to_owned()), end].into_iter().flatten().collect(),
             trusted: if named { Trusted::of_caller() } else { Trusted::of_system() },
             alone: Vec::new(),
             listed: BTreeMap::new(),
@@ -391,7 +398,7 @@ impl Search {
 
     fn list(&mut self, path: &Path) -> io::Result<()> {
         let trail = Trail::follow(path)?;
-        let trust = if trail.end == Path::new(VENDOR) { Trust::Vendor } else { Trust::Operator };
+        let trust = self.trust(path, &trail);
         self.judge_directories(path, &trail, Some(&trail.end));
         let mut paths =
             fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<BTreeSet<PathBuf>>>()?;
@@ -501,8 +508,9 @@ impl Search {
         self.judge_directories(path, &trail, None);
         self.size += file.metadata().len().min(LIMIT);
         let text = file.read(LIMIT).map_err(|error| ReadError::file(path, error))?;
-        if trail.end.starts_with(VENDOR) {
-            entry.trust = Trust::Vendor;
+        // What was listed at a place of packages stays their word, wherever its links lead.
+        if entry.trust == Trust::Operator {
+            entry.trust = self.trust(path, &trail);
         }
         // In a directory an empty file switches one of the same name off; named alone it is a mistake to be told.
         let off = text.is_empty() && entry.listed.is_some();
@@ -523,7 +531,7 @@ impl Search {
         if size > LIMIT {
             return Err(ReadError::TooLarge { path: entry.path, size });
         }
-        if path.starts_with(VENDOR) {
+        if self.vendor.iter().any(|vendor| path.starts_with(vendor)) {
             entry.trust = Trust::Vendor;
         }
         if !self.ends.insert(path) {
@@ -534,6 +542,13 @@ impl Search {
         self.result.files.push(found);
         self.result.sources.push(Source { name: shown(&entry.path), text, format, trust: entry.trust });
         Ok(())
+    }
+
+    /// Whose word lies at `path`: of packages when it is asked for at [`VENDOR`], or when its trail leads through there.
+    fn trust(&self, path: &Path, trail: &Trail) -> Trust {
+        let of_packages = |path: &Path| self.vendor.iter().any(|vendor| path.starts_with(vendor));
+        let passes = || trail.directories.iter().any(|directory| of_packages(directory)) || of_packages(&trail.end);
+        if of_packages(path) || passes() { Trust::Vendor } else { Trust::Operator }
     }
 
     fn judge_directories(&mut self, path: &Path, trail: &Trail, listed: Option<&Path>) {
