@@ -3,25 +3,39 @@
 //! # Invariants
 //!
 //! - Whoever opens the path finds the old text or the new one, whole, at every moment, a power cut included.
-//! - Owner, group and mode stay; where they cannot, the file does.
+//! - Owner, group, mode, access lists and other attributes stay; where they cannot, the file does. Nobody can open the
+//!   new one before it has them, and it takes none from the defaults of its directory.
 //! - Of several files none is replaced before all of them can be, as far as that can be known.
 //! - A link is not followed, and a file that changed since it was read is left alone. Nothing can lock out an editor
 //!   that writes between the last look and the rename, which follows at once.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
+use nix::libc::{EOPNOTSUPP, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use thiserror::Error;
+use xattr::FileExt as _;
 
 use crate::policy::shown;
 
 /// Why a file was left as it was.
 #[derive(Debug, Error)]
 pub enum RewriteError {
+    /// An attribute of it cannot be given to the new one.
+    #[error("cannot keep the attribute {} of {}", shown(Path::new(name)), shown(path))]
+    Attribute {
+        /// The file.
+        path: PathBuf,
+        /// The attribute, or nothing where they cannot be listed.
+        name: OsString,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// Somebody else wrote it meanwhile.
     #[error("{} has changed since it was read", shown(path))]
     Changed {
@@ -65,6 +79,7 @@ impl RewriteError {
     /// The next move.
     pub fn help(&self) -> &'static str {
         match self {
+            Self::Attribute { .. } => "run nsctl as one who may set it, or print the layout with `nsctl fmt - < FILE`",
             Self::Changed { .. } => "nothing was written to it; run the same command again",
             Self::Linked { .. } => "name the file itself, or print its layout with `nsctl fmt - < FILE`",
             Self::Io { .. } => "see that the directory can be written by the one who runs nsctl, and has room",
@@ -91,15 +106,14 @@ impl Replacement {
     ///
     /// Whatever can be known to be in the way.
     pub fn prepare(path: &Path, before: &[u8], after: &str) -> Result<Self, RewriteError> {
-        let seen = look(path, before)?;
-        let owner = Some((seen.uid(), seen.gid()));
-        let beside = Beside::new(path, after, owner, seen.mode() & 0o7777).map_err(error(path, "write beside"))?;
+        let (old, seen) = look(path, before)?;
+        let beside = Beside::new(path, after, Some((&old, &seen)), seen.mode() & 0o7777)?;
         Ok(Self { path: path.to_owned(), before: before.to_owned(), seen, beside })
     }
 
     fn put(self) -> Result<(), RewriteError> {
         // A file system may tell times apart by the tick only: the text is compared again too.
-        let now = look(&self.path, &self.before)?;
+        let (_, now) = look(&self.path, &self.before)?;
         if state(&now) != state(&self.seen) {
             return Err(RewriteError::Changed { path: self.path });
         }
@@ -122,7 +136,7 @@ pub fn replace(path: &Path, before: &[u8], after: &str) -> Result<(), RewriteErr
 ///
 /// See [`RewriteError`]; nothing is there then but what somebody else has put there meanwhile.
 pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), RewriteError> {
-    let beside = Beside::new(path, text, None, mode).map_err(error(path, "write beside"))?;
+    let beside = Beside::new(path, text, None, mode)?;
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => beside.put(path).map_err(error(path, "make")),
         Err(e) => Err(error(path, "look at")(e)),
@@ -150,7 +164,7 @@ pub fn put(all: Vec<Replacement>) -> Result<(), RewriteError> {
 }
 
 /// What lies at `path`, if it can be replaced and holds `text`.
-fn look(path: &Path, text: &[u8]) -> Result<Metadata, RewriteError> {
+fn look(path: &Path, text: &[u8]) -> Result<(File, Metadata), RewriteError> {
     let linked = |what| RewriteError::Linked { path: path.to_owned(), what };
     if fs::symlink_metadata(path).map_err(error(path, "look at"))?.is_symlink() {
         return Err(linked("a link"));
@@ -164,7 +178,7 @@ fn look(path: &Path, text: &[u8]) -> Result<Metadata, RewriteError> {
     if !holds(&mut file, text).map_err(error(path, "read"))? {
         return Err(RewriteError::Changed { path: path.to_owned() });
     }
-    Ok(seen)
+    Ok((file, seen))
 }
 
 /// What tells that somebody wrote a file, or gave it to others, even where its text is the same again.
@@ -185,6 +199,44 @@ fn holds(file: &mut File, bytes: &[u8]) -> io::Result<bool> {
     Ok(found == bytes)
 }
 
+/// What the kernel or its key sums up of the bytes of one file (evmctl(1)): wrong on any other.
+const SUMS: [&str; 2] = ["security.evm", "security.ima"];
+
+/// Gives `new` the attributes of `old`, access lists and labels among them, and takes from it what its directory gave it
+/// unasked. Fails with the name of the one that cannot be kept.
+fn copy_attributes(old: &File, new: &File) -> Result<(), (OsString, io::Error)> {
+    let (wanted, found) = (attributes(old)?, attributes(new)?);
+    // A label is no gift: where one is given the old file has one too, or has it from the same rules.
+    let is_label = |name: &OsString| name.as_encoded_bytes().starts_with(b"security.");
+    for name in found.keys().filter(|name| !wanted.contains_key(*name) && !is_label(name)) {
+        new.remove_xattr(name).map_err(|error| (name.clone(), error))?;
+    }
+    for (name, value) in wanted {
+        if found.get(&name) != Some(&value) {
+            new.set_xattr(&name, &value).map_err(|error| (name, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// The attributes of a file (xattr(7)); none where its file system has none.
+fn attributes(of: &File) -> Result<BTreeMap<OsString, Vec<u8>>, (OsString, io::Error)> {
+    let names = match of.list_xattr() {
+        Ok(names) => names,
+        Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => return Ok(BTreeMap::new()),
+        Err(error) => return Err((OsString::new(), error)),
+    };
+    let mut all = BTreeMap::new();
+    for name in names.filter(|name| SUMS.iter().all(|sum| name != sum)) {
+        match of.get_xattr(&name) {
+            // It may be gone since it was listed.
+            Ok(value) => all.extend(value.map(|value| (name, value))),
+            Err(error) => return Err((name, error)),
+        }
+    }
+    Ok(all)
+}
+
 /// A new file in the same directory, which is gone again unless it is put in its place.
 #[derive(Debug)]
 struct Beside {
@@ -192,21 +244,30 @@ struct Beside {
 }
 
 impl Beside {
-    fn new(of: &Path, text: &str, owner: Option<(u32, u32)>, mode: u32) -> io::Result<Self> {
+    fn new(of: &Path, text: &str, like: Option<(&File, &Metadata)>, mode: u32) -> Result<Self, RewriteError> {
+        let refused = || error(of, "write beside");
         let mut name = OsString::from(".");
         name.push(of.file_name().unwrap_or_default());
         name.push(format!(".nsctl-{}", std::process::id()));
         let path = of.with_file_name(name);
-        // Nobody else reads it before it has the owner and the mode of the old one.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        // Nobody else reads it before it has the owner, the attributes and the mode of the old one, the mode last: where
+        // there is an access list, the bits of the group are its mask (acl(5)).
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(refused())?;
         let beside = Self { path };
-        file.write_all(text.as_bytes())?;
-        let new = file.metadata()?;
-        if let Some((user, group)) = owner.filter(|owner| *owner != (new.uid(), new.gid())) {
-            fchown(&file, Some(user), Some(group))?;
+        file.write_all(text.as_bytes()).map_err(refused())?;
+        let new = file.metadata().map_err(refused())?;
+        if let Some((old, seen)) = like {
+            if (new.uid(), new.gid()) != (seen.uid(), seen.gid()) {
+                fchown(&file, Some(seen.uid()), Some(seen.gid())).map_err(refused())?;
+            }
+            copy_attributes(old, &file).map_err(|(name, source)| RewriteError::Attribute {
+                path: of.to_owned(),
+                name,
+                source,
+            })?;
         }
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
+        file.set_permissions(Permissions::from_mode(mode)).map_err(refused())?;
+        file.sync_all().map_err(refused())?;
         Ok(beside)
     }
 

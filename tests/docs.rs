@@ -17,6 +17,16 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
+/// Every document: those that are found by their place, and whatever lies in docs/.
+fn documents() -> Vec<String> {
+    let mut all =
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "netns-policy/README.md"].map(str::to_owned).to_vec();
+    let names = fs::read_dir(Path::new(ROOT).join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    all.extend(names.map(|name| format!("docs/{}", name.to_str().unwrap())).filter(|name| name.ends_with(".md")));
+    assert!(["cli", "performance"].iter().all(|name| all.contains(&format!("docs/{name}.md"))), "{all:?}");
+    all
+}
+
 /// The blocks of a document in that language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
@@ -78,14 +88,12 @@ fn the_tests_that_the_readme_names_exist() {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    let documents =
-        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "netns-policy/README.md", "docs/cli.md", "docs/fabric.md"];
-    for document in documents.into_iter().chain(["docs/policy.md", "docs/decisions.md", "docs/performance.md"]) {
-        let text = read(document);
+    for document in documents() {
+        let text = read(&document);
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for target in targets.filter(|target| !target.starts_with("http")) {
             let file = target.split('#').next().unwrap_or_default();
-            let path = Path::new(ROOT).join(document).with_file_name("").join(file);
+            let path = Path::new(ROOT).join(&document).with_file_name("").join(file);
             assert!(path.exists(), "{document} links to {target}");
         }
     }
@@ -110,10 +118,8 @@ fn every_code_is_documented_and_every_documented_code_exists() {
 
 #[test]
 fn documents_are_plain_ascii() {
-    for document in
-        ["README.md", "CHANGELOG.md", "netns-policy/README.md", "docs/cli.md", "docs/fabric.md", "docs/policy.md"]
-    {
-        let text = read(document);
+    for document in documents() {
+        let text = read(&document);
         let line = text.lines().position(|line| !line.is_ascii());
         assert_eq!(line.map(|line| line + 1), None, "{document}");
     }

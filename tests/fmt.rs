@@ -210,6 +210,44 @@ fn a_file_that_changes_while_it_is_replaced_is_left_alone() {
     put(vec![Replacement::prepare(&path, UGLY.as_bytes(), NEAT).unwrap()]).expect("nothing happens meanwhile");
 }
 
+/// An access list (acl(5)) with an entry of a named user, as the kernel has it (linux/posix_acl_xattr.h).
+fn access_list(user: u32) -> Vec<u8> {
+    let entries = [(1, 6, u32::MAX), (2, 4, user), (4, 0, u32::MAX), (0x10, 4, u32::MAX), (0x20, 0, u32::MAX)];
+    let entry =
+        |(tag, may, id): (u16, u16, u32)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat();
+    [vec![2, 0, 0, 0], entries.map(entry).concat()].concat()
+}
+
+#[test]
+fn a_file_keeps_its_attributes_and_its_access_list() {
+    let directory = directory("attributes");
+    let path = file(&directory, "policy.toml", UGLY);
+    let list = access_list(fs::metadata(&path).unwrap().uid());
+    xattr::set(&path, "user.note", b"mine").unwrap();
+    xattr::set(&path, "system.posix_acl_access", &list).unwrap();
+    let mode = fs::metadata(&path).unwrap().mode();
+    let output = fmt(&[], &[&path], "");
+    assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{output:?}");
+    assert_eq!(xattr::get(&path, "user.note").unwrap().as_deref(), Some(&b"mine"[..]));
+    assert_eq!(xattr::get(&path, "system.posix_acl_access").unwrap(), Some(list));
+    assert_eq!(fs::metadata(&path).unwrap().mode(), mode);
+}
+
+#[test]
+fn a_file_takes_no_access_list_from_its_directory() {
+    let directory = directory("defaults");
+    let path = file(&directory, "policy.toml", UGLY);
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let list = access_list(fs::metadata(&path).unwrap().uid());
+    xattr::set(&directory, "system.posix_acl_default", &list).unwrap();
+    let control = file(&directory, "control", "");
+    assert!(xattr::get(&control, "system.posix_acl_access").unwrap().is_some(), "new files get one here");
+    let output = fmt(&[], &[&path], "");
+    assert_eq!((code(&output), fs::read_to_string(&path).unwrap().as_str()), (0, NEAT), "{output:?}");
+    assert_eq!(xattr::get(&path, "system.posix_acl_access").unwrap(), None);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+}
+
 #[test]
 fn the_file_itself_is_replaced_and_not_one_that_is_called_as_it_is_shown() {
     let directory = directory("shown");
