@@ -36,9 +36,15 @@ pub(super) struct Scene<'a> {
 /// What has been counted until a moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
+    /// Of exactly this target.
     own_refused: u64,
+    /// Of any target.
+    own_refused_any: u64,
+    /// Whether the lock would have this target in its list if it had refused it.
+    own_lists: bool,
     limited: u64,
     panel_passed: u64,
+    panel_has: bool,
     panel_refused: u64,
     there_refused: u64,
 }
@@ -62,8 +68,11 @@ impl Scene<'_> {
             protocol: self.protocol,
             met: dialled.met,
             own_refused: rise(|counts| counts.own_refused) > 0,
+            own_refused_some: !after.own_lists && rise(|counts| counts.own_refused_any) > 0,
             limited: rise(|counts| counts.limited) > 0,
             panel_passed: rise(|counts| counts.panel_passed) > 0,
+            // Of ways out one map has those to everybody, and an element may be of another.
+            panel_has: after.panel_has && (self.to != Place::Uplink || self.allowed),
             panel_refused: rise(|counts| counts.panel_refused) > 0,
             there_refused: rise(|counts| counts.there_refused) > 0,
             left: self.remembers(&self.from, address, &dialled),
@@ -144,21 +153,20 @@ impl Scene<'_> {
     fn count_own(&self, address: IpAddr, counts: &mut Counts) {
         if self.from == Place::Host {
             let table = host_table(&self.planned.checked.graph);
-            counts.own_refused = last(&self.rules(&Place::Host, table, "to_fabric"));
+            counts.own_refused_any = last(&self.rules(&Place::Host, table, "to_fabric"));
             return;
         }
         let mut rules = self.rules(&self.from, TABLE.into(), "output");
-        let all = rules.pop().map_or(0, |count| count.packets);
+        counts.own_refused_any = rules.pop().map_or(0, |count| count.packets);
         counts.limited = rules.iter().map(|count| count.packets).sum();
         let key = denied_key(address, self.protocol, self.port);
         let set = if address.is_ipv4() { "denied4" } else { "denied6" };
         let denied =
             self.inside(&self.from, move || NftSocket::open_wary()?.dynamic_elements(Family::Inet, TABLE, set));
+        let denied = denied.unwrap_or_default();
+        counts.own_refused = denied.get(&key).map_or(0, |count| count.packets);
         // A set that is full takes no more; then the counter behind it has to do.
-        counts.own_refused = match denied.unwrap_or_default() {
-            denied if denied.len() < DENIED => denied.get(&key).map_or(0, |count| count.packets),
-            _ => all,
-        };
+        counts.own_lists = denied.len() < DENIED || denied.contains_key(&key);
     }
 
     fn count_panel(&self, address: IpAddr, counts: &mut Counts) {
@@ -175,7 +183,10 @@ impl Scene<'_> {
         let version = if address.is_ipv4() { '4' } else { '6' };
         let ours = stands(&there, &self.from, &self.to, asked);
         let ours = ours.iter().filter(|stand| stand.place == "fabric" && stand.set.ends_with(version));
-        counts.panel_passed = ours.filter_map(|stand| dump.counters.get(&stand.id)).map(|count| count.packets).sum();
+        let ours: Vec<_> = ours.collect();
+        counts.panel_has = !ours.is_empty();
+        counts.panel_passed =
+            ours.iter().filter_map(|stand| dump.counters.get(&stand.id)).map(|count| count.packets).sum();
         let wire = Key { from: client.index.to_ne_bytes().to_vec(), to: None };
         counts.panel_refused = denied.get(&wire).map_or(0, |count| count.packets);
     }
