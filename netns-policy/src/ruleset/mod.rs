@@ -45,16 +45,16 @@ impl Ruleset {
             if !table.chains.share(&other.chains) {
                 for (name, chain) in &mut table.chains {
                     let rules = other.chains.get(name).map_or(&[][..], |other| &other.rules);
-                    chain.rules.iter_mut().zip(rules).for_each(|(own, other)| {
+                    for (own, other) in chain.rules.iter_mut().zip(rules) {
                         own.0.share(&other.0);
-                    });
+                    }
                 }
             }
             if !table.sets.share(&other.sets) {
                 for (name, set) in &mut table.sets {
-                    other.sets.get(name).into_iter().for_each(|other| {
+                    if let Some(other) = other.sets.get(name) {
                         set.elements.share(&other.elements);
-                    });
+                    }
                 }
             }
         }
