@@ -38,7 +38,7 @@ pub(super) fn compile(source: &Source, service: &Service, grants: &[&Grant]) -> 
         let redirect = base_chain(ChainKind::Nat, HookPoint::Output, -100, true, ask_tor(source));
         chains.insert("resolve".into(), redirect);
     }
-    Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), Table { chains, sets })]) }
+    Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), Table { chains, sets, dormant: false })]) }
 }
 
 /// The sets that say who may open a connection to here (`in`) and to whom from here (`out`).
