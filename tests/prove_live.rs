@@ -36,7 +36,7 @@ accepts = { backup = { port = "tcp:8000", from = ["web"] } }
 "#;
 
 /// Somebody else's change in a namespace, as arguments of nft(8), and a word that the refutation says.
-const CHANGES: [(&str, &str, &str); 7] = [
+const CHANGES: [(&str, &str, &str); 11] = [
     ("db", "insert rule inet nsctl input udp dport 7 accept", "the lock of db at input"),
     ("db", "add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }", "the lock of db at input"),
     ("web", "insert rule inet nsctl output accept", "the lock of web at output"),
@@ -44,6 +44,10 @@ const CHANGES: [(&str, &str, &str); 7] = [
     ("uplink", "flush chain inet nsctl leaving", "the gateway uplink at postrouting"),
     ("host", "flush chain inet nsctl-p from_leg", "the table on the host at forward"),
     ("fabric", "flush map netdev nsctl replies6", "the fabric, behind the wire of"),
+    ("db", "add table inet nsctl { flags dormant; }", "the lock of db at"),
+    ("uplink", "add table inet nsctl { flags dormant; }", "the gateway uplink at"),
+    ("host", "add table inet nsctl-p { flags dormant; }", "the table on the host at"),
+    ("fabric", "add table netdev nsctl { flags dormant; }", "the fabric, behind the wire of"),
 ];
 
 /// The same, of what cannot be followed and so is no proof either: there is no packet to show.

@@ -21,6 +21,7 @@ fn step(to: &mut Ruleset, op: &Op) -> Result<(), &'static str> {
         Op::AddTable { table } => {
             to.tables.entry(table.clone()).or_default();
         }
+        Op::WakeTable { table } => to.tables.get_mut(table).ok_or("no such table")?.dormant = false,
         Op::DeleteTable { table } => {
             to.tables.remove(table).ok_or("no such table")?;
         }
@@ -163,7 +164,7 @@ prop_compose! {
             let rules = rules.into_iter().map(|seed| rule(&name, seed)).collect();
             (name, Chain { hook, rules })
         });
-        Table { chains: chains.collect(), sets: sets.clone().into() }
+        Table { chains: chains.collect(), sets: sets.clone().into(), dormant: false }
     }
 }
 
@@ -278,7 +279,11 @@ fn a_policy_is_changed_in_place() {
     let with = |policy_accept| {
         let hook = Hook { kind: ChainKind::Filter, point: HookPoint::Input, device: None, priority: 0, policy_accept };
         let chain = Chain { hook: Some(hook), rules: vec![Rule::from(vec![Expr::Counter])] };
-        let table = Table { chains: BTreeMap::from([("c".to_owned(), chain)]).into(), sets: BTreeMap::new().into() };
+        let table = Table {
+            chains: BTreeMap::from([("c".to_owned(), chain)]).into(),
+            sets: BTreeMap::new().into(),
+            dormant: false,
+        };
         Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
     };
     let delta = Delta::between(&with(true), &with(false));
@@ -298,7 +303,11 @@ fn an_answer_is_changed_by_removing_the_element_first() {
             counter: true,
             elements: BTreeMap::from([(key, Some(u32::from(answer).to_ne_bytes().to_vec()))]).into(),
         };
-        let table = Table { chains: BTreeMap::new().into(), sets: BTreeMap::from([("m".to_owned(), set)]).into() };
+        let table = Table {
+            chains: BTreeMap::new().into(),
+            sets: BTreeMap::from([("m".to_owned(), set)]).into(),
+            dormant: false,
+        };
         Ruleset { tables: BTreeMap::from([((Family::Netdev, "t".to_owned()), table)]) }
     };
     assert_eq!(
@@ -324,6 +333,7 @@ fn taking_from_an_inverted_set_is_no_narrowing() {
         let table = Table {
             chains: BTreeMap::from([("c".to_owned(), chain)]).into(),
             sets: BTreeMap::from([("private".to_owned(), set)]).into(),
+            dormant: false,
         };
         Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
     };
@@ -332,4 +342,24 @@ fn taking_from_an_inverted_set_is_no_narrowing() {
     assert_eq!(delta.to_string(), "delete element inet t private { 10.0.0.1 }\n");
     assert!(delta.narrowing().is_empty());
     assert_eq!(delta.skeleton(|_, _| false), delta);
+}
+
+/// A dormant table wakes before anything else, in a transaction that makes no chain.
+#[test]
+fn a_table_wakes_in_the_part_that_refuses_more() {
+    let with = |dormant, chains: &[&str]| {
+        let hook = |point| Hook { kind: ChainKind::Filter, point, device: None, priority: 0, policy_accept: false };
+        let base = |name: &&str| ((*name).to_owned(), Chain { hook: Some(hook(HookPoint::Input)), rules: Vec::new() });
+        let table = Table { chains: chains.iter().map(base).collect(), sets: BTreeMap::new(), dormant };
+        Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
+    };
+    let (old, new) = (with(true, &["a"]), with(false, &["a", "b"]));
+    let delta = Delta::between(&old, &new);
+    let constant = |_: &TableId, _: &str| false;
+    assert_eq!(delta.narrowing().to_string(), "add table inet t\n");
+    assert_eq!(delta.exchange(constant), delta.narrowing());
+    assert_eq!(delta.skeleton(constant).ops.len(), 1, "the new chain, and no waking");
+    let after = [delta.exchange(constant), delta.skeleton(constant), delta.elements_new(constant)];
+    assert_eq!(after.iter().try_fold(old, apply), Ok(new.clone()));
+    assert!(Delta::between(&new, &new).is_empty());
 }

@@ -36,6 +36,7 @@ fn table(
     Table {
         chains: chains.into_iter().map(|(name, chain)| (name.to_owned(), chain)).collect(),
         sets: sets.into_iter().map(|(name, set)| (name.to_owned(), set)).collect(),
+        dormant: false,
     }
 }
 

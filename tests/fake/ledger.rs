@@ -41,6 +41,7 @@ fn chain<'a>(rules: &'a mut Ruleset, id: &TableId, name: &str) -> Result<&'a mut
 fn step(rules: &mut Ruleset, op: &Op) -> Result<(), Refusal> {
     match op {
         Op::AddTable { table } => drop(rules.tables.entry(table.clone()).or_default()),
+        Op::WakeTable { table: id } => table(rules, id)?.dormant = false,
         Op::DeleteTable { table } => drop(rules.tables.remove(table).ok_or("no such table")?),
         Op::FlushChain { table, chain: name } => chain(rules, table, name)?.rules.clear(),
         Op::DeleteChain { table: id, chain: name } => {

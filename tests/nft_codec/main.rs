@@ -179,7 +179,7 @@ fn three_thousand_elements_are_one_commit() {
         let key = |n: u16| flow4(links[0].1, 1, (n % 200) as u8, 6, n);
         let elements = (0..3000).map(|n| (key(n), Some(links[1].1.to_ne_bytes().to_vec()))).collect();
         let sets = BTreeMap::from([("m".to_owned(), Set { elements, ..map(&shapes::FLOW4) })]);
-        let table = Table { sets: sets.into(), chains: BTreeMap::new().into() };
+        let table = Table { sets: sets.into(), chains: BTreeMap::new().into(), dormant: false };
         let mut desired = Ruleset { tables: BTreeMap::from([((Family::Netdev, "t".to_owned()), table)]) };
         let before = nft.generation().unwrap();
         load(&nft, &desired);
@@ -252,6 +252,8 @@ fn what_others_write_into_our_tables_is_drift_and_is_repaired() {
             "add chain inet nsctl_lock extra { type route hook output priority 3; }",
             "add element netdev nsctl priv4 { 5.5.5.0/24 }",
             "add element netdev nsctl gw4 { * : \"s_a\" }",
+            "add table inet nsctl_lock { flags dormant; }",
+            "add table netdev nsctl { flags dormant; }",
             "delete element netdev nsctl fw4 { \"s_a\" . 10.203.0.1 . 10.203.0.2 . tcp . 80 }",
         ];
         for line in strange {
@@ -321,6 +323,7 @@ fn ranges_can_be_exchanged_for_overlapping_ones() {
             let table = Table {
                 sets: sets.map(|(n, set)| (n.to_owned(), set)).into_iter().collect(),
                 chains: BTreeMap::new().into(),
+                dormant: false,
             };
             let desired = Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) };
             load(&nft, &desired);
@@ -339,6 +342,7 @@ fn counts_are_those_of_the_packets() {
         let seen = Set { dynamic: Some(Dynamic { size: 9, timeout: 60 }), ..shapes::set(&[Field::Ipv4Addr]) };
         let table = Table {
             sets: BTreeMap::from([("known".to_owned(), known), ("seen".to_owned(), seen)]).into(),
+            dormant: false,
             chains: BTreeMap::from([(
                 "out".to_owned(),
                 shapes::output(vec![

@@ -214,7 +214,7 @@ pub type Links<'a> = &'a [(&'a str, u32)];
 
 /// The fabric's table for wires a, b and c.
 pub fn panel(links: Links<'_>) -> Table {
-    let mut table = Table { sets: panel_sets(links).into(), chains: BTreeMap::new().into() };
+    let mut table = Table { sets: panel_sets(links).into(), chains: BTreeMap::new().into(), dormant: false };
     let chain = |rules| Chain { hook: None, rules };
     table.chains.insert("p4".into(), chain(panel4()));
     table.chains.insert("p6".into(), chain(panel6()));
@@ -396,6 +396,7 @@ pub fn lock() -> Table {
     Table {
         sets: sets.map(|(name, set)| (name.to_owned(), set)).into_iter().collect(),
         chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into_iter().collect(),
+        dormant: false,
     }
 }
 
@@ -489,6 +490,7 @@ pub fn uplink() -> Table {
     Table {
         sets: BTreeMap::from([("busy".to_owned(), busy)]).into(),
         chains: chains.map(|(name, chain)| (name.to_owned(), chain)).into_iter().collect(),
+        dormant: false,
     }
 }
 

@@ -219,7 +219,7 @@ impl<'a> Machine<'a> {
     }
 
     fn chains(&self, family: Family, at: &At<'_>) -> Vec<(&'a (Family, String), &'a str, &'a Chain)> {
-        let tables = self.ruleset.tables.iter().filter(|((of, _), _)| *of == family);
+        let tables = self.ruleset.tables.iter().filter(|((of, _), table)| *of == family && !table.dormant);
         let all = tables.flat_map(|(key, table)| table.chains.iter().map(move |(name, chain)| (key, name, chain)));
         let here = all.filter_map(|(key, name, chain)| {
             let hook = chain.hook.as_ref()?;

@@ -171,7 +171,8 @@ struct Base<'a> {
 }
 
 fn base_chains<'a>(table: &'a Table, point: HookPoint, device: Option<&str>) -> impl Iterator<Item = Base<'a>> {
-    table.chains.iter().filter_map(move |(name, chain)| {
+    let chains = table.chains.iter().filter(|_| !table.dormant);
+    chains.filter_map(move |(name, chain)| {
         let hook = chain.hook.as_ref().filter(|hook| hook.point == point && hook.device.as_deref() == device)?;
         Some(Base { priority: hook.priority, kind: hook.kind, table, name, chain })
     })

@@ -48,6 +48,12 @@ pub enum Op {
         /// The table.
         table: TableId,
     },
+    /// Hangs the chains of a dormant table where they belong. Not in one transaction with a new base chain: the kernel
+    /// takes no such thing.
+    WakeTable {
+        /// The table.
+        table: TableId,
+    },
     /// Makes an empty table.
     AddTable {
         /// The table.
@@ -124,7 +130,11 @@ impl Delta {
                     steps.add_table.push(Op::AddTable { table: id.clone() });
                     steps.change(id, &Table::default(), new);
                 }
-                (Some(old), Some(new)) => steps.change(id, old, new),
+                (Some(old), Some(new)) => {
+                    let wakes = old.dormant && !new.dormant;
+                    steps.wake_table.extend(wakes.then(|| Op::WakeTable { table: id.clone() }));
+                    steps.change(id, old, new);
+                }
                 (Some(_), None) => steps.delete_table.push(Op::DeleteTable { table: id.clone() }),
                 (None, None) => {}
             }
@@ -144,9 +154,14 @@ impl Delta {
         Self { ops: ops.into() }
     }
 
-    /// The part that can only refuse more: elements that go, except from sets that some rule asks inverted.
+    /// The part that can only refuse more: tables that wake, and elements that go, except from sets that some rule asks
+    /// inverted.
     pub fn narrowing(&self) -> Self {
-        self.filtered(|op| matches!(op, Op::DeleteElements(e) if !e.inverted))
+        self.filtered(|op| match op {
+            Op::WakeTable { .. } => true,
+            Op::DeleteElements(e) => !e.inverted,
+            _ => false,
+        })
     }
 
     /// Everything but the elements of sets that carry edges: tables, chains, rules, sets, and the elements of sets
@@ -155,6 +170,7 @@ impl Delta {
         self.filtered(|op| match op {
             Op::DeleteElements(e) => e.inverted,
             Op::AddElements(e) => e.inverted || constant(&e.table, &e.set),
+            Op::WakeTable { .. } => false,
             _ => true,
         })
     }
@@ -231,6 +247,7 @@ fn overlap(fields: &[Field], a: &Key, b: &Key) -> bool {
 /// Operations by kind, so that those of all tables can be put in one order.
 #[derive(Default)]
 struct Steps {
+    wake_table: Vec<Op>,
     flush: Vec<Op>,
     delete_elements: Vec<Op>,
     delete_chain: Vec<Op>,
@@ -247,6 +264,7 @@ struct Steps {
 impl Steps {
     fn in_order(self) -> Delta {
         let ops = [
+            self.wake_table,
             self.flush,
             self.delete_elements,
             self.delete_chain,

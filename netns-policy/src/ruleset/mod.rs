@@ -68,6 +68,8 @@ pub struct Table {
     pub chains: Shared<BTreeMap<String, Chain>>,
     /// Sets and maps by name.
     pub sets: Shared<BTreeMap<String, Set>>,
+    /// Its chains hang nowhere (`flags dormant`), so that nothing of it is in force. Never desired.
+    pub dormant: bool,
 }
 
 /// A chain: a list of rules, with a hook when it is a base chain.

@@ -58,6 +58,10 @@ pub(super) const GEN_ID: u16 = 1;
 
 pub(super) mod table {
     pub const NAME: u16 = 1;
+    pub const FLAGS: u16 = 2;
+
+    pub const F_OWNER: u32 = 0x2;
+    pub const F_PERSIST: u32 = 0x4;
 }
 
 pub(super) mod chain {

@@ -75,6 +75,10 @@ impl Batch {
     fn op(&mut self, op: &Op) {
         match op {
             Op::AddTable { table } => self.table(msg::NEWTABLE, nlm::F_CREATE, table),
+            Op::WakeTable { table: (of, name) } => self.message(msg::NEWTABLE, 0, *of, |w| {
+                w.put_str(table::NAME, name);
+                w.put_u32(table::FLAGS, 0);
+            }),
             Op::DeleteTable { table } => self.table(msg::DELTABLE, 0, table),
             Op::AddSet { table, set, shape } => self.add_set(table, set, shape),
             Op::DeleteSet { table: (of, table), set } => self.message(msg::DELSET, 0, *of, |w| {

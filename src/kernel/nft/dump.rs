@@ -56,13 +56,16 @@ fn fill(link: &Link, ours: impl Fn(Family, &str) -> bool, dump: &mut Dump) -> io
         |answer| {
             let name = answer.attributes.str(table::NAME).unwrap_or_default();
             if let Some(of) = known_family(answer.family).filter(|of| ours(*of, &name)) {
-                wanted.push((of, name.clone()));
+                // Whose it is matters nothing; any other flag takes it out of force, or is one that nobody here knows.
+                let flags = answer.attributes.u32(table::FLAGS).unwrap_or(0);
+                let dormant = flags & !(table::F_OWNER | table::F_PERSIST) != 0;
+                wanted.push((of, name.clone(), dormant));
             }
             dump.tables.push((family_name(answer.family), name));
         },
     )?;
-    for (of, name) in wanted {
-        let mut read = Table::default();
+    for (of, name, dormant) in wanted {
+        let mut read = Table { dormant, ..Table::default() };
         whole &= read_chains(link, of, &name, &mut read)?;
         whole &= read_rules(link, of, &name, &mut read)?;
         whole &= read_sets(link, of, &name, &mut read)?;

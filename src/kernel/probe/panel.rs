@@ -184,7 +184,12 @@ fn ruleset(rules: Vec<Rule>, map: Option<Set>) -> Ruleset {
         ("panel".to_owned(), Chain { hook: None, rules }),
     ]);
     let sets = map.into_iter().map(|map| (MAP.to_owned(), map)).collect();
-    Ruleset { tables: BTreeMap::from([((Family::Netdev, TABLE.to_owned()), Table { chains: chains.into(), sets })]) }
+    Ruleset {
+        tables: BTreeMap::from([(
+            (Family::Netdev, TABLE.to_owned()),
+            Table { chains: chains.into(), sets, dormant: false },
+        )]),
+    }
 }
 
 /// `fwd to iif . ip saddr . ip daddr . meta l4proto . th dport map @edges`.

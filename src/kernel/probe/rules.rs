@@ -239,7 +239,7 @@ fn set(key: &[Field]) -> Set {
 fn make(table: &str, chain: Chain, set: Option<Set>) -> io::Result<()> {
     let sets = set.into_iter().map(|set| ("set".to_owned(), set)).collect();
     let table_id = (Family::Inet, table.to_owned());
-    let made = Table { chains: BTreeMap::from([("chain".to_owned(), chain)]).into(), sets };
+    let made = Table { chains: BTreeMap::from([("chain".to_owned(), chain)]).into(), sets, dormant: false };
     let delta = Delta::between(&Ruleset::default(), &Ruleset { tables: BTreeMap::from([(table_id, made)]) });
     NftSocket::open()?.commit(&delta, None).map_err(io::Error::other)
 }

@@ -39,7 +39,7 @@ pub(super) fn compile(source: &Source, grants: &[&Grant]) -> Ruleset {
         sets.insert(v.named("not_direct"), not_direct(source, v));
         sets.insert(v.named("lan"), lan(source, v));
     }
-    let table = Table { chains: chains(source).into(), sets: sets.into() };
+    let table = Table { chains: chains(source).into(), sets: sets.into(), dormant: false };
     Ruleset { tables: BTreeMap::from([((Family::Inet, host_table(source.graph)), table)]) }
 }
 

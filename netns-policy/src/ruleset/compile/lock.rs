@@ -41,7 +41,7 @@ pub(super) fn compile(source: &Source, service: &Service, grants: &[&Grant]) -> 
     Ruleset {
         tables: BTreeMap::from([(
             (Family::Inet, TABLE.to_owned()),
-            Table { chains: chains.into(), sets: sets.into() },
+            Table { chains: chains.into(), sets: sets.into(), dormant: false },
         )]),
     }
 }

@@ -16,7 +16,7 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 pub(super) fn compile(source: &Source) -> Ruleset {
-    let mut table = Table { sets: sets(source).into(), chains: chains(source).into() };
+    let mut table = Table { sets: sets(source).into(), chains: chains(source).into(), dormant: false };
     let mut panel = Elements { sets: &mut table.sets, indexes: source.indexes };
     for (place, index) in source.indexes {
         panel.source(source, place, *index);

@@ -32,7 +32,7 @@ pub(super) fn compile(source: &Source) -> Ruleset {
     ]);
     let leaving = vec![rule().oifname(LEG).masquerade()];
     chains.insert("leaving".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, leaving));
-    let table = Table { chains: chains.into(), sets: sets(source).into() };
+    let table = Table { chains: chains.into(), sets: sets(source).into(), dormant: false };
     Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), table)]) }
 }
 

@@ -102,7 +102,10 @@ impl Op {
             Self::DeleteChain { table, chain } => format!("delete chain {}", at(table, chain)),
             Self::DeleteSet { table, set } => format!("delete set {}", at(table, set)),
             Self::DeleteTable { table: (family, name) } => format!("delete table {family} {name}"),
-            Self::AddTable { table: (family, name) } => format!("add table {family} {name}"),
+            // Without a word of flags nft(8) takes them away.
+            Self::AddTable { table: (family, name) } | Self::WakeTable { table: (family, name) } => {
+                format!("add table {family} {name}")
+            }
             Self::AddSet { table, set, shape } => {
                 let lines = set_lines(shape).join("; ");
                 format!("add {} {} {{ {lines}; }}", set_word(shape), at(table, set))
@@ -147,7 +150,8 @@ impl fmt::Display for Family {
 fn table_body(table: &Table, links: &Links) -> String {
     let sets = table.sets.iter().map(|(name, set)| set_block(name, set, links));
     let chains = table.chains.iter().map(|(name, chain)| chain_block(name, chain, table, links));
-    sets.chain(chains).collect::<Vec<_>>().join("\n")
+    let flags = table.dormant.then(|| "\tflags dormant\n".to_owned());
+    flags.into_iter().chain(sets).chain(chains).collect::<Vec<_>>().join("\n")
 }
 
 fn chain_block(name: &str, chain: &Chain, table: &Table, links: &Links) -> String {
