@@ -350,7 +350,7 @@ fn a_table_wakes_in_the_part_that_refuses_more() {
     let with = |dormant, chains: &[&str]| {
         let hook = |point| Hook { kind: ChainKind::Filter, point, device: None, priority: 0, policy_accept: false };
         let base = |name: &&str| ((*name).to_owned(), Chain { hook: Some(hook(HookPoint::Input)), rules: Vec::new() });
-        let table = Table { chains: chains.iter().map(base).collect(), sets: BTreeMap::new(), dormant };
+        let table = Table { chains: chains.iter().map(base).collect(), sets: BTreeMap::new().into(), dormant };
         Ruleset { tables: BTreeMap::from([((Family::Inet, "t".to_owned()), table)]) }
     };
     let (old, new) = (with(true, &["a"]), with(false, &["a", "b"]));
