@@ -36,7 +36,13 @@ pub(super) struct Scene<'a> {
 /// What has been counted until a moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
+    own_there: bool,
+    /// Of exactly this target.
     own_refused: u64,
+    /// Of any target.
+    own_refused_any: u64,
+    /// Whether the lock would have this target in its list if it had refused it.
+    own_lists: bool,
     limited: u64,
     panel_passed: u64,
     panel_refused: u64,
@@ -61,7 +67,9 @@ impl Scene<'_> {
             outside: self.to == Place::Uplink,
             protocol: self.protocol,
             met: dialled.met,
+            own_there: after.own_there,
             own_refused: rise(|counts| counts.own_refused) > 0,
+            own_refused_some: !after.own_lists && rise(|counts| counts.own_refused_any) > 0,
             limited: rise(|counts| counts.limited) > 0,
             panel_passed: rise(|counts| counts.panel_passed) > 0,
             panel_refused: rise(|counts| counts.panel_refused) > 0,
@@ -144,21 +152,23 @@ impl Scene<'_> {
     fn count_own(&self, address: IpAddr, counts: &mut Counts) {
         if self.from == Place::Host {
             let table = host_table(&self.planned.checked.graph);
-            counts.own_refused = last(&self.rules(&Place::Host, table, "to_fabric"));
+            let rules = self.rules(&Place::Host, table, "to_fabric");
+            counts.own_there = !rules.is_empty();
+            counts.own_refused_any = last(&rules);
             return;
         }
         let mut rules = self.rules(&self.from, TABLE.into(), "output");
-        let all = rules.pop().map_or(0, |count| count.packets);
+        counts.own_there = !rules.is_empty();
+        counts.own_refused_any = rules.pop().map_or(0, |count| count.packets);
         counts.limited = rules.iter().map(|count| count.packets).sum();
         let key = denied_key(address, self.protocol, self.port);
         let set = if address.is_ipv4() { "denied4" } else { "denied6" };
         let denied =
             self.inside(&self.from, move || NftSocket::open_wary()?.dynamic_elements(Family::Inet, TABLE, set));
+        let denied = denied.unwrap_or_default();
+        counts.own_refused = denied.get(&key).map_or(0, |count| count.packets);
         // A set that is full takes no more; then the counter behind it has to do.
-        counts.own_refused = match denied.unwrap_or_default() {
-            denied if denied.len() < DENIED => denied.get(&key).map_or(0, |count| count.packets),
-            _ => all,
-        };
+        counts.own_lists = denied.len() < DENIED || denied.contains_key(&key);
     }
 
     fn count_panel(&self, address: IpAddr, counts: &mut Counts) {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use netns_policy::port::Protocol;
 use netns_policy::topology::Place;
+use nix::errno::Errno;
 
 use super::{Met, Stranger};
 
@@ -17,8 +18,12 @@ pub(super) struct Evidence<'a> {
     pub(super) outside: bool,
     pub(super) protocol: Protocol,
     pub(super) met: Met,
+    /// The caller has its lock, and so connection tracking.
+    pub(super) own_there: bool,
     /// The caller's own lock counted a refusal of exactly this target.
     pub(super) own_refused: bool,
+    /// It counted one of some target, and keeps no list of targets that would tell, as the host's, or a full one.
+    pub(super) own_refused_some: bool,
     /// The caller's own lock counted something beyond its limits.
     pub(super) limited: bool,
     /// An element of the panel for this right counted.
@@ -115,6 +120,9 @@ pub enum Verdict {
     Lost(&'static str),
 }
 
+/// Hooks that a packet meets on its way out of a namespace.
+const OUTWARD: [&str; 3] = ["output", "postrouting", "egress"];
+
 pub(super) fn judge(evidence: &Evidence) -> Verdict {
     let e = evidence;
     if let Some(gap) = &e.gap {
@@ -128,13 +136,15 @@ pub(super) fn judge(evidence: &Evidence) -> Verdict {
     if e.loopback {
         return at_the_target(e);
     }
-    if e.own_refused && !e.panel_passed {
+    if is_refused_by_the_caller(e) {
         return Verdict::OwnLock(e.allowed);
     }
-    if e.limited && !e.panel_passed {
+    if is_beyond_limits(e) {
         return Verdict::Limit;
     }
-    if e.panel_passed {
+    // The element counts every packet of the caller on this edge. What is silent and was never remembered never left,
+    // as long as somebody there keeps connections in mind.
+    if e.panel_passed && !(e.met == Met::Silence && e.left == Some(false) && e.own_there) {
         return if e.outside { beyond_the_gateway(e) } else { at_the_target(e) };
     }
     if e.panel_refused {
@@ -143,12 +153,26 @@ pub(super) fn judge(evidence: &Evidence) -> Verdict {
     // A reset that is the first answer ends what connection tracking knew, so only silence says where it stopped.
     match (e.met, e.left) {
         (Met::Silence, Some(true)) => stopped(e, "fabric", &["ingress"], "after it left the caller's namespace"),
-        (_, Some(false)) => {
-            let hooks = ["output", "postrouting", "egress"];
-            stopped(e, &e.from, &hooks, "before it left the caller's namespace")
-        }
+        (_, Some(false)) => stopped(e, &e.from, &OUTWARD, "before it left the caller's namespace"),
         _ => stopped(e, "fabric", &["ingress"], "before the panel"),
     }
+}
+
+/// The caller's own lock refuses before anything is remembered. Its list names the target, so that it tells whatever else
+/// the caller does; a counter of all refusals says less than an element of the panel.
+fn is_refused_by_the_caller(e: &Evidence) -> bool {
+    e.left != Some(true) && (e.own_refused || (e.own_refused_some && !e.panel_passed))
+}
+
+/// The counters of the limits rise for any flow of the caller. Whom they refuse is not remembered either, and hears
+/// it from ICMP: a reset is somebody else's, even though it makes an attempt forgotten too.
+fn is_beyond_limits(e: &Evidence) -> bool {
+    let heard = match e.met {
+        Met::Refusal(code) => ![Errno::ECONNREFUSED, Errno::ECONNRESET].contains(&Errno::from_raw(code.0)),
+        Met::Silence => stopping(e, &e.from, &OUTWARD).is_empty(),
+        _ => false,
+    };
+    e.limited && e.left == Some(false) && heard
 }
 
 fn at_the_target(e: &Evidence) -> Verdict {
@@ -182,8 +206,8 @@ fn at_the_target(e: &Evidence) -> Verdict {
 
 /// Strangers that an answer meets.
 fn on_the_way_back(e: &Evidence) -> Vec<Stranger> {
-    let (outward, inward) = (["output", "postrouting", "egress"], ["ingress", "prerouting", "input"]);
-    let places = [(e.to.as_str(), &outward[..]), ("fabric", &["ingress", "egress"]), (e.from.as_str(), &inward)];
+    let inward = ["ingress", "prerouting", "input"];
+    let places = [(e.to.as_str(), &OUTWARD[..]), ("fabric", &["ingress", "egress"]), (e.from.as_str(), &inward)];
     places.iter().flat_map(|(place, hooks)| stopping(e, place, hooks)).collect()
 }
 
@@ -352,5 +376,106 @@ impl fmt::Display for Absence<'_> {
             f.write_str("; on the host somebody listens on that port")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::OsCode;
+
+    /// An attempt on an edge of the policy whose target listens, of which nothing was counted.
+    fn evidence(met: Met, left: Option<bool>) -> Evidence<'static> {
+        Evidence {
+            gap: None,
+            allowed: true,
+            loopback: false,
+            outside: false,
+            protocol: Protocol::Tcp,
+            met,
+            own_there: true,
+            own_refused: false,
+            own_refused_some: false,
+            limited: false,
+            panel_passed: false,
+            panel_refused: false,
+            there_refused: false,
+            left,
+            entered: Some(false),
+            audience: Audience::Listens,
+            blocked: Vec::new(),
+            from: "web".into(),
+            to: "db".into(),
+            strangers: &[],
+        }
+    }
+
+    fn stranger(place: &str, hook: &'static str) -> Stranger {
+        Stranger {
+            place: place.into(),
+            netns: None,
+            chain: "inet other one".into(),
+            hook,
+            priority: 0,
+            stops_by: Some("policy drop"),
+        }
+    }
+
+    fn refused(errno: Errno) -> Met {
+        Met::Refusal(OsCode(errno as i32))
+    }
+
+    const RESET: Errno = Errno::ECONNREFUSED;
+    const PROHIBITED: Errno = Errno::EHOSTUNREACH;
+
+    #[test]
+    fn on_a_busy_edge_the_callers_own_lock_is_known_by_the_target_that_it_names() {
+        let busy = |left, own_refused, own_refused_some| {
+            let nobody = Audience::Nobody { inside: Some(1), astray: Vec::new(), on_host: false };
+            let e = evidence(refused(RESET), left);
+            judge(&Evidence { panel_passed: true, own_refused, own_refused_some, audience: nobody, ..e }).code()
+        };
+        assert_eq!(busy(Some(false), true, false), "own-lock");
+        assert_eq!(busy(None, true, false), "own-lock");
+        assert_eq!(busy(Some(true), true, false), "nobody-listens", "it left");
+        assert_eq!(busy(Some(false), false, true), "nobody-listens", "a counter of all refusals names nobody");
+        let idle = Evidence { own_refused_some: true, ..evidence(refused(RESET), Some(false)) };
+        assert_eq!(judge(&idle).code(), "own-lock");
+    }
+
+    #[test]
+    fn on_a_busy_edge_who_is_beyond_its_limits_is_told_so() {
+        let limited = |met, left| Evidence { limited: true, panel_passed: true, ..evidence(met, left) };
+        for errno in [PROHIBITED, Errno::EACCES] {
+            assert_eq!(judge(&limited(refused(errno), Some(false))).code(), "limit", "{errno}");
+        }
+        assert_eq!(judge(&limited(Met::Silence, Some(false))).code(), "limit");
+    }
+
+    #[test]
+    fn a_flow_beside_that_is_beyond_the_limits_says_nothing_of_this_one() {
+        let nobody = Audience::Nobody { inside: Some(1), astray: Vec::new(), on_host: false };
+        let limited = |met, left| Evidence { limited: true, audience: nobody.clone(), ..evidence(met, left) };
+        let passed = |met, left| Evidence { panel_passed: true, ..limited(met, left) };
+        // A reset makes connection tracking forget, whoever sent it.
+        assert_eq!(judge(&passed(refused(RESET), Some(false))).code(), "nobody-listens");
+        assert_eq!(judge(&passed(Met::Silence, Some(true))).code(), "lost");
+        assert_eq!(judge(&limited(Met::Silence, Some(true))), Verdict::Lost("after it left the caller's namespace"));
+        let strangers = [stranger("web", "output")];
+        assert_eq!(
+            judge(&Evidence { strangers: &strangers, ..limited(Met::Silence, Some(false)) }).code(),
+            "foreign-chain"
+        );
+    }
+
+    #[test]
+    fn on_a_busy_edge_what_never_left_is_looked_for_where_it_is() {
+        let strangers = [stranger("web", "output"), stranger("db", "input")];
+        let of = |left| Evidence { panel_passed: true, strangers: &strangers, ..evidence(Met::Silence, left) };
+        assert_eq!(judge(&of(Some(false))), Verdict::Stranger(strangers[..1].to_vec()));
+        assert_eq!(judge(&of(Some(true))), Verdict::Stranger(strangers[1..].to_vec()));
+        // Without its lock it remembers nothing, whatever leaves.
+        let flushed = Evidence { own_there: false, ..of(Some(false)) };
+        assert_eq!(judge(&flushed), Verdict::Stranger(strangers[1..].to_vec()));
     }
 }
