@@ -45,6 +45,7 @@ struct Counts {
     own_lists: bool,
     limited: u64,
     panel_passed: u64,
+    panel_has: bool,
     panel_refused: u64,
     there_refused: u64,
 }
@@ -72,6 +73,8 @@ impl Scene<'_> {
             own_refused_some: !after.own_lists && rise(|counts| counts.own_refused_any) > 0,
             limited: rise(|counts| counts.limited) > 0,
             panel_passed: rise(|counts| counts.panel_passed) > 0,
+            // Of ways out one map has those to everybody, and an element may be of another.
+            panel_has: after.panel_has && (self.to != Place::Uplink || self.allowed),
             panel_refused: rise(|counts| counts.panel_refused) > 0,
             there_refused: rise(|counts| counts.there_refused) > 0,
             left: self.remembers(&self.from, address, &dialled),
@@ -185,7 +188,10 @@ impl Scene<'_> {
         let version = if address.is_ipv4() { '4' } else { '6' };
         let ours = stands(&there, &self.from, &self.to, asked);
         let ours = ours.iter().filter(|stand| stand.place == "fabric" && stand.set.ends_with(version));
-        counts.panel_passed = ours.filter_map(|stand| dump.counters.get(&stand.id)).map(|count| count.packets).sum();
+        let ours: Vec<_> = ours.collect();
+        counts.panel_has = !ours.is_empty();
+        counts.panel_passed =
+            ours.iter().filter_map(|stand| dump.counters.get(&stand.id)).map(|count| count.packets).sum();
         let wire = Key { from: client.index.to_ne_bytes().to_vec(), to: None };
         counts.panel_refused = denied.get(&wire).map_or(0, |count| count.packets);
     }

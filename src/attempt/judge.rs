@@ -28,6 +28,8 @@ pub(super) struct Evidence<'a> {
     pub(super) limited: bool,
     /// An element of the panel for this right counted.
     pub(super) panel_passed: bool,
+    /// The panel has such an element.
+    pub(super) panel_has: bool,
     /// The panel refused something that came out of the caller's wire.
     pub(super) panel_refused: bool,
     /// The lock at the other end counted something that it did not let in; of the gateway, out.
@@ -147,9 +149,16 @@ pub(super) fn judge(evidence: &Evidence) -> Verdict {
     if e.panel_passed && !(e.met == Met::Silence && e.left == Some(false) && e.own_there) {
         return if e.outside { beyond_the_gateway(e) } else { at_the_target(e) };
     }
-    if e.panel_refused {
-        return Verdict::Panel(e.allowed);
+    let before = before_the_panel(e);
+    // It counts refusals by the wire alone: what has an element and was not counted there did not come so far.
+    match before {
+        Verdict::Stranger(_) if e.panel_has => before,
+        _ if e.panel_refused => Verdict::Panel(e.allowed),
+        _ => before,
     }
+}
+
+fn before_the_panel(e: &Evidence) -> Verdict {
     // A reset that is the first answer ends what connection tracking knew, so only silence says where it stopped.
     match (e.met, e.left) {
         (Met::Silence, Some(true)) => stopped(e, "fabric", &["ingress"], "after it left the caller's namespace"),
@@ -398,6 +407,7 @@ mod tests {
             own_refused_some: false,
             limited: false,
             panel_passed: false,
+            panel_has: false,
             panel_refused: false,
             there_refused: false,
             left,
@@ -477,5 +487,20 @@ mod tests {
         // Without its lock it remembers nothing, whatever leaves.
         let flushed = Evidence { own_there: false, ..of(Some(false)) };
         assert_eq!(judge(&flushed), Verdict::Stranger(strangers[1..].to_vec()));
+    }
+
+    #[test]
+    fn a_flow_beside_that_the_panel_refuses_says_nothing_of_one_that_has_an_element() {
+        let strangers = [stranger("web", "output"), stranger("fabric", "ingress")];
+        let of = |met, left, panel_has, strangers| {
+            judge(&Evidence { panel_refused: true, panel_has, strangers, ..evidence(met, left) })
+        };
+        let (lost, reset) = ((Met::Silence, Some(true)), (refused(RESET), Some(false)));
+        assert_eq!(of(lost.0, lost.1, true, &strangers), Verdict::Stranger(strangers[1..].to_vec()));
+        assert_eq!(of(reset.0, reset.1, true, &strangers), Verdict::Stranger(strangers[..1].to_vec()));
+        for (met, left) in [lost, reset] {
+            assert_eq!(of(met, left, false, &strangers).code(), "panel", "without an element");
+            assert_eq!(of(met, left, true, &[]).code(), "panel", "and nobody else");
+        }
     }
 }
