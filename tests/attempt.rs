@@ -7,6 +7,7 @@ mod common;
 use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::network::Network;
@@ -249,8 +250,21 @@ fn who_is_beyond_its_limits_is_told_so() {
         let _listener = listen(&network, "db", 5432);
         assert_eq!(codes(&network, "cron", "db", SQL), ["connected", "connected"]);
         let to = std::net::SocketAddr::new(network.v4("db"), 5432);
-        let held = network.connect("cron", to, common::network::SOON).unwrap();
+        let mut held = network.connect("cron", to, common::network::SOON).unwrap();
         assert_eq!(codes(&network, "cron", "db", SQL), ["limit", "limit"]);
+        // And while the one that it has is busy.
+        let asked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !asked.load(Ordering::Relaxed) {
+                    held.write_all(b".").unwrap();
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let codes = codes(&network, "cron", "db", SQL);
+            asked.store(true, Ordering::Relaxed);
+            assert_eq!(codes, ["limit", "limit"], "busy");
+        });
         assert_eq!(codes(&network, "web", "db", SQL), ["connected", "connected"], "who has no limits");
         drop(held);
     });

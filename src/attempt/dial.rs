@@ -65,7 +65,7 @@ pub(super) fn dial(address: IpAddr, protocol: Protocol, port: u16) -> Dialled {
     let started = Instant::now();
     let (met, source_port, socket) = match attempt(address, protocol, port) {
         Ok((met, port, socket)) => (met, Some(port), Some(socket)),
-        Err(errno) => (met_by(errno), None, None),
+        Err(errno) => (Met::Nothing(OsCode(errno as i32)), None, None),
     };
     Dialled { met, elapsed: started.elapsed(), source_port, socket }
 }
@@ -90,6 +90,8 @@ fn attempt(address: IpAddr, protocol: Protocol, port: u16) -> nix::Result<(Met, 
             Protocol::Tcp => connected(&fd)?,
             Protocol::Udp => asked(&fd, port)?,
         },
+        // At once, so nobody sent it: a route says so.
+        Err(errno @ Errno::EHOSTUNREACH) => Met::Nothing(OsCode(errno as i32)),
         Err(errno) => met_by(errno),
     };
     Ok((met, own.unwrap_or(0), fd))
@@ -101,7 +103,7 @@ fn connected(fd: &OwnedFd) -> nix::Result<Met> {
     }
     match getsockopt(fd, sockopt::SocketError)? {
         0 => Ok(Met::Answer),
-        errno => Ok(met_by(Errno::from_raw(errno))),
+        errno => Ok(came_back(Errno::from_raw(errno))),
     }
 }
 
@@ -116,7 +118,7 @@ fn asked(fd: &OwnedFd, port: u16) -> nix::Result<Met> {
     match recv(fd.as_raw_fd(), &mut [0; 512], MsgFlags::empty()) {
         Ok(_) => Ok(Met::Answer),
         Err(Errno::EAGAIN) => Ok(Met::Silence),
-        Err(errno) => Ok(met_by(errno)),
+        Err(errno) => Ok(came_back(errno)),
     }
 }
 
@@ -139,6 +141,14 @@ fn at(address: IpAddr, port: u16) -> SockaddrStorage {
     match SocketAddr::new(address, port) {
         SocketAddr::V4(at) => SocketAddrV4::into(at),
         SocketAddr::V6(at) => SocketAddrV6::into(at),
+    }
+}
+
+/// What is heard after the packet went out: a router outside may have no route either, and that is a refusal.
+fn came_back(errno: Errno) -> Met {
+    match errno {
+        Errno::ETIMEDOUT => Met::Silence,
+        _ => Met::Refusal(OsCode(errno as i32)),
     }
 }
 

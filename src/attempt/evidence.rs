@@ -36,6 +36,7 @@ pub(super) struct Scene<'a> {
 /// What has been counted until a moment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
+    own_there: bool,
     /// Of exactly this target.
     own_refused: u64,
     /// Of any target.
@@ -54,9 +55,9 @@ impl Scene<'_> {
     pub(super) fn attempt(&self, address: IpAddr, strangers: &[Stranger]) -> Try {
         let gap = self.gap();
         let before = self.counts(address);
-        let dialled = match gap {
-            Some(_) => Dialled::none(),
-            None => self.dial(address),
+        let (dialled, unmade) = match gap.as_ref().map_or_else(|| self.dial(address), |_| Ok(Dialled::none())) {
+            Ok(dialled) => (dialled, None),
+            Err(e) => (Dialled::none(), Some(causes(&e))),
         };
         let after = self.counts(address);
         let rise = |of: fn(&Counts) -> u64| of(&after).saturating_sub(of(&before));
@@ -67,6 +68,8 @@ impl Scene<'_> {
             outside: self.to == Place::Uplink,
             protocol: self.protocol,
             met: dialled.met,
+            unmade,
+            own_there: after.own_there,
             own_refused: rise(|counts| counts.own_refused) > 0,
             own_refused_some: !after.own_lists && rise(|counts| counts.own_refused_any) > 0,
             limited: rise(|counts| counts.limited) > 0,
@@ -89,10 +92,10 @@ impl Scene<'_> {
         Try { address, met: dialled.met, elapsed: dialled.elapsed, verdict: judge(&evidence) }
     }
 
-    fn dial(&self, address: IpAddr) -> Dialled {
+    /// Fails where nobody gets into the caller's namespace.
+    fn dial(&self, address: IpAddr) -> io::Result<Dialled> {
         let (protocol, port) = (self.protocol, self.port);
-        let made = self.inside(&self.from, move || Ok(dial::dial(address, protocol, port)));
-        made.unwrap_or_else(|_| Dialled::none())
+        self.inside(&self.from, move || Ok(dial::dial(address, protocol, port)))
     }
 
     /// Runs `f` where `place` is.
@@ -153,10 +156,13 @@ impl Scene<'_> {
     fn count_own(&self, address: IpAddr, counts: &mut Counts) {
         if self.from == Place::Host {
             let table = host_table(&self.planned.checked.graph);
-            counts.own_refused_any = last(&self.rules(&Place::Host, table, "to_fabric"));
+            let rules = self.rules(&Place::Host, table, "to_fabric");
+            counts.own_there = !rules.is_empty();
+            counts.own_refused_any = last(&rules);
             return;
         }
         let mut rules = self.rules(&self.from, TABLE.into(), "output");
+        counts.own_there = !rules.is_empty();
         counts.own_refused_any = rules.pop().map_or(0, |count| count.packets);
         counts.limited = rules.iter().map(|count| count.packets).sum();
         let key = denied_key(address, self.protocol, self.port);
@@ -276,6 +282,12 @@ impl Dialled {
     fn none() -> Self {
         Self { met: Met::Untried, elapsed: Duration::ZERO, source_port: None, socket: None }
     }
+}
+
+/// An error and what it comes from.
+fn causes(error: &dyn std::error::Error) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source());
+    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn last(counts: &[Count]) -> u64 {

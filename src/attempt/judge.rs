@@ -18,6 +18,10 @@ pub(super) struct Evidence<'a> {
     pub(super) outside: bool,
     pub(super) protocol: Protocol,
     pub(super) met: Met,
+    /// Why the attempt could not be made at all.
+    pub(super) unmade: Option<String>,
+    /// The caller has its lock, and so connection tracking.
+    pub(super) own_there: bool,
     /// The caller's own lock counted a refusal of exactly this target.
     pub(super) own_refused: bool,
     /// It counted one of some target, and keeps no list of targets that would tell, as the host's, or a full one.
@@ -116,6 +120,8 @@ pub enum Verdict {
     Blocked(Vec<String>),
     /// There is no way to such an address from there. With `true` the policy allows it.
     NoRoute(bool),
+    /// The attempt itself could not be made, and why: that says nothing about the way.
+    NotMade(String),
     /// Nothing that was read explains it. Where it was seen last, and whose rules stand behind.
     Lost(&'static str),
 }
@@ -128,9 +134,15 @@ pub(super) fn judge(evidence: &Evidence) -> Verdict {
     if let Some(gap) = &e.gap {
         return Verdict::Missing(gap.clone());
     }
+    if let Some(why) = &e.unmade {
+        return Verdict::NotMade(why.clone());
+    }
     match e.met {
         Met::Answer => return Verdict::Connected(e.allowed),
-        Met::Nothing(_) => return Verdict::NoRoute(e.allowed),
+        Met::Nothing(code) if [Errno::ENETUNREACH, Errno::EHOSTUNREACH].contains(&Errno::from_raw(code.0)) => {
+            return Verdict::NoRoute(e.allowed);
+        }
+        Met::Nothing(code) => return Verdict::NotMade(code.to_string()),
         Met::Refusal(_) | Met::Silence | Met::Untried => {}
     }
     if e.loopback {
@@ -142,8 +154,9 @@ pub(super) fn judge(evidence: &Evidence) -> Verdict {
     if is_beyond_limits(e) {
         return Verdict::Limit;
     }
-    // The element counts every packet of the caller on this edge. What is silent and was never remembered never left.
-    if e.panel_passed && !(e.met == Met::Silence && e.left == Some(false)) {
+    // The element counts every packet of the caller on this edge. What is silent and was never remembered never left,
+    // as long as somebody there keeps connections in mind.
+    if e.panel_passed && !(e.met == Met::Silence && e.left == Some(false) && e.own_there) {
         return if e.outside { beyond_the_gateway(e) } else { at_the_target(e) };
     }
     let before = before_the_panel(e);
@@ -265,6 +278,7 @@ impl Verdict {
             Self::RefusedOutside => "refused-outside",
             Self::Blocked(_) => "blocked",
             Self::NoRoute(_) => "no-route",
+            Self::NotMade(_) => "not-made",
             Self::Lost(_) => "lost",
         }
     }
@@ -305,6 +319,7 @@ impl Verdict {
             Self::Gone | Self::RefusedOutside => "look outside: routers and firewalls behind this machine".into(),
             Self::Blocked(cures) => cures.first().cloned().unwrap_or_default(),
             Self::NoRoute(true) => format!("`nsctl exec {from} -- ip route` shows what it has"),
+            Self::NotMade(_) => "see to that error and ask again: it says nothing about the way".into(),
             Self::Lost(_) => "watch the wires: `ip netns exec ...+fabric tcpdump -ni any` (docs/fabric.md)".into(),
         };
         Some(next)
@@ -347,6 +362,7 @@ impl fmt::Display for Verdict {
             Self::RefusedOutside => f.write_str("it left this machine, and was refused outside"),
             Self::Blocked(cures) => write!(f, "stopped on the host: {}", cures.join(", ")),
             Self::NoRoute(allowed) => write!(f, "there is no route to such an address from there{}", right(allowed)),
+            Self::NotMade(why) => write!(f, "it could not be tried: {why}"),
             Self::Lost(place) => write!(f, "lost {place}, and nothing that was read says why"),
         }
     }
@@ -399,6 +415,8 @@ mod tests {
             outside: false,
             protocol: Protocol::Tcp,
             met,
+            unmade: None,
+            own_there: true,
             own_refused: false,
             own_refused_some: false,
             limited: false,
@@ -480,6 +498,9 @@ mod tests {
         let of = |left| Evidence { panel_passed: true, strangers: &strangers, ..evidence(Met::Silence, left) };
         assert_eq!(judge(&of(Some(false))), Verdict::Stranger(strangers[..1].to_vec()));
         assert_eq!(judge(&of(Some(true))), Verdict::Stranger(strangers[1..].to_vec()));
+        // Without its lock it remembers nothing, whatever leaves.
+        let flushed = Evidence { own_there: false, ..of(Some(false)) };
+        assert_eq!(judge(&flushed), Verdict::Stranger(strangers[1..].to_vec()));
     }
 
     #[test]
@@ -494,6 +515,33 @@ mod tests {
         for (met, left) in [lost, reset] {
             assert_eq!(of(met, left, false, &strangers).code(), "panel", "without an element");
             assert_eq!(of(met, left, true, &[]).code(), "panel", "and nobody else");
+        }
+    }
+
+    #[test]
+    fn only_a_missing_route_is_one_and_what_could_not_be_tried_is_not_lost() {
+        let of = |errno| judge(&evidence(Met::Nothing(OsCode(errno as i32)), None));
+        for errno in [Errno::ENETUNREACH, Errno::EHOSTUNREACH] {
+            assert_eq!(of(errno), Verdict::NoRoute(true), "{errno}");
+        }
+        for errno in [Errno::EMFILE, Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL] {
+            assert_eq!(of(errno), Verdict::NotMade(OsCode(errno as i32).to_string()), "{errno}");
+        }
+        let unmade = Evidence { unmade: Some("in shop-web: no".into()), ..evidence(Met::Untried, None) };
+        assert_eq!(judge(&unmade).to_string(), "it could not be tried: in shop-web: no");
+        let gap = Evidence { gap: Some(Gap::NotApplied), ..evidence(Met::Untried, None) };
+        assert_eq!(judge(&gap), Verdict::Missing(Gap::NotApplied));
+    }
+
+    #[test]
+    fn the_manual_has_every_verdict() {
+        let manual = include_str!("../../docs/cli.md");
+        let table = manual.split_once("| verdict | |").unwrap().1.split("\n\n").next().unwrap();
+        let source = include_str!("judge.rs").split("pub fn code(").nth(1).unwrap().split("\n    }\n").next().unwrap();
+        let codes: Vec<&str> = source.split('"').skip(1).step_by(2).collect();
+        assert!(codes.len() > 20 && codes.contains(&"lost"), "{codes:?}");
+        for code in codes {
+            assert!(table.contains(&format!("`{code}`")), "{code} is missing in docs/cli.md");
         }
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn lookup(scene: &Scene, name: &str) -> Option<Lookup> {
     let addresses = std::fs::read_to_string(&file).ok().map(|text| named(&text, name));
     let resolvers = if outside {
         let text = std::fs::read_to_string(directory.join("resolv.conf")).unwrap_or_default();
-        nameservers(&text).into_iter().filter_map(|address| ask(scene, &netns, address)).collect()
+        nameservers(&text).into_iter().map(|address| ask(scene, &netns, address)).collect()
     } else {
         Vec::new()
     };
@@ -73,9 +73,10 @@ impl Lookup {
     }
 }
 
-fn ask(scene: &Scene, netns: &str, address: IpAddr) -> Option<Resolver> {
-    let dialled = scene.linux.inside(netns, move || dial::resolver(address)).ok()?;
-    Some(Resolver { address, met: dialled.met, elapsed: dialled.elapsed })
+fn ask(scene: &Scene, netns: &str, address: IpAddr) -> Resolver {
+    let asked = scene.linux.inside(netns, move || dial::resolver(address));
+    let (met, elapsed) = asked.map_or((Met::Untried, Duration::ZERO), |dialled| (dialled.met, dialled.elapsed));
+    Resolver { address, met, elapsed }
 }
 
 /// The addresses that a hosts(5) has for `name`.
