@@ -203,6 +203,11 @@ fn no_word_without_a_meaning_changes_the_hash() {
         let text = format!("declare_tags = [\"idle\"]\n{}", NODE.replacen(old, new, 1));
         assert_eq!(read(&text).hash(), before, "{new}");
     }
+    // One port under two names, and an edge that `outbound` makes anyhow.
+    let two = "network.name = \"n\"\n[service.b]\nports = { y = \"tcp:81\", z = \"tcp:81\" }\n[service.a]\nconnect.b = [\"y\"]\n";
+    assert_eq!(read(two).hash(), read(&two.replace("[\"y\"]", "[\"z\"]")).hash());
+    let tor = "network.name = \"n\"\n[service.tor]\nrole = \"tor\"\nports.socks = \"tcp:9050\"\n[service.a]\noutbound = \"tor\"\n";
+    assert_eq!(read(tor).hash(), read(&format!("{tor}connect.tor = [\"socks\"]\n")).hash());
     let moved = "[extend.a]\nunit = \"a.service\"\ntags = [\"web\"]\n";
     let parts = [
         Source::toml(
@@ -239,6 +244,8 @@ fn the_examples_survive() {
         let graph = AllowGraph::parse(&[Source::toml(example, text)]).unwrap().graph;
         assert!(again(&graph).means_the_same_as(&graph), "{example}");
         assert_eq!(again(&graph).hash(), graph.hash(), "{example}");
+        let read = AllowGraph::parse(&[Source::json("canonical.json", graph.canonical())]).unwrap();
+        assert!(read.warnings.iter().all(|warning| warning.code() != "W0222"), "{example} says something twice");
     }
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let held = (0..100).filter(|_| parse(&any_files().new_tree(&mut runner).unwrap().current()).is_ok()).count();
