@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use netns_policy::ask::{Answer, Ask, Wanted};
-use netns_policy::graph::{AllowGraph, Edge, Location};
+use netns_policy::graph::{AllowGraph, Edge, Location, Service};
+use netns_policy::name::FragmentName;
 use toml_edit::{Array, Item, Table, TableLike, Value};
 
 use crate::orchestrator::{Error, Options};
@@ -70,7 +71,8 @@ pub fn answer(options: &Options, into: Option<&Path>, choice: &Choice, dry_run: 
             if choice.target.is_none() && is_by_number(&ask.wanted) {
                 left.push(ask);
             } else {
-                write_down(&mut own, &ask)?;
+                let target = before.as_ref().and_then(|checked| checked.graph.service(ask.target.as_str()));
+                write_down(&mut own, &ask, target)?;
             }
         }
     }
@@ -160,7 +162,8 @@ fn is_by_number(wanted: &Wanted) -> bool {
     }
 }
 
-fn write_down(own: &mut Own, ask: &Ask) -> Result<(), Error> {
+/// Writes the answer to `ask` down, which is for `target` as it is defined now.
+fn write_down(own: &mut Own, ask: &Ask, target: Option<&Service>) -> Result<(), Error> {
     let not_ours =
         || usage("the file of nsctl does not hold tables where it ought to".into(), "mend it by hand".into());
     let extend = child(own.document.as_table_mut(), "extend", Form::Header).ok_or_else(not_ours)?;
@@ -168,6 +171,8 @@ fn write_down(own: &mut Own, ask: &Ask) -> Result<(), Error> {
     if service.get("fragment").is_none() {
         service.insert("fragment", Item::Value(ask.fragment.as_str().into()));
     }
+    let owner = target.and_then(|target| target.fragment.as_ref()).map(FragmentName::as_str);
+    meant_as(service, ask.target.as_str(), owner).ok_or_else(not_ours)?;
     let (key, name) = match &ask.wanted {
         Wanted::Port(port) => ("connect", port),
         Wanted::Socket(socket) => ("open", socket),
@@ -179,6 +184,39 @@ fn write_down(own: &mut Own, ask: &Ask) -> Result<(), Error> {
         list.push(name.as_str());
     }
     Ok(())
+}
+
+/// Writes down whose the target is. What was granted at one of its name by somebody else goes: nobody grants it now.
+fn meant_as(service: &mut dyn TableLike, target: &str, owner: Option<&str>) -> Option<()> {
+    let have = service.get("of").and_then(Item::as_table_like).and_then(|of| of.get(target)).and_then(Item::as_str);
+    if have == owner {
+        return Some(());
+    }
+    for key in ["connect", "open"] {
+        take_out(service, key, "", Some(target));
+    }
+    forget_owners(service);
+    if let Some(owner) = owner {
+        child(service, "of", Form::Dotted)?.insert(target, Item::Value(owner.into()));
+    }
+    Some(())
+}
+
+/// Takes out whose the targets are at which nothing is granted any more.
+fn forget_owners(service: &mut dyn TableLike) {
+    let targets = |key: &str| service.get(key).and_then(Item::as_table_like).map(|of| of.iter().map(|(name, _)| name));
+    let granted: BTreeSet<String> =
+        ["connect", "open"].iter().filter_map(|key| targets(key)).flatten().map(ToOwned::to_owned).collect();
+    let Some(of) = service.get_mut("of").and_then(Item::as_table_like_mut) else {
+        return;
+    };
+    let names: Vec<String> = of.iter().map(|(name, _)| name.to_owned()).collect();
+    for name in names.iter().filter(|name| !granted.contains(*name)) {
+        of.remove(name);
+    }
+    if of.is_empty() {
+        service.remove("of");
+    }
 }
 
 /// How a new table is written.
@@ -216,6 +254,7 @@ fn revoke(own: &mut Own, choice: &Choice, policy: Option<&netns_policy::Checked>
                     let out = take_out(service, key, prefix, choice.target.as_deref());
                     taken.extend(out.iter().map(|out| format!("{name} -> {out}")));
                 }
+                forget_owners(service);
                 if service.iter().all(|(key, _)| key == "fragment") {
                     extend.remove(&name);
                 }

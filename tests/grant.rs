@@ -155,6 +155,37 @@ fn what_is_taken_out_of_a_broken_policy_is_shown() {
 }
 
 #[test]
+fn an_answer_is_for_the_target_as_it_is_defined_and_passes_to_nobody_of_its_name() {
+    let policies = Policies::new("target");
+    done(policies.grant(&["charge"]));
+    assert!(!policies.own().unwrap().contains("of."), "the operator's: {:?}", policies.own());
+    // The operator's goes, and a package has one of that name.
+    let node = "schema = 1\nnetwork.name = \"node\"\n[service.web]\n";
+    policies.put("10-node.toml", node);
+    let lnd = "schema = 1\nfragment = \"lnd-pkg\"\n[service.lnd]\nports = { rpc = \"tcp:1\", p2p = \"tcp:2\" }\n\
+               sockets = { ctl = \"/run/lnd/ctl\" }\n";
+    policies.put("60-lnd.toml", lnd);
+    assert_eq!(policies.edges(), [] as [&str; 0]);
+    // What was granted at the other one is not granted along.
+    done(policies.grant(&["charge", "lnd:rpc"]));
+    assert_eq!(policies.edges(), ["charge -> lnd:rpc"]);
+    assert!(policies.own().unwrap().contains("of.lnd = \"lnd-pkg\"\n"), "{:?}", policies.own());
+    policies.put("60-lnd.toml", &lnd.replace("lnd-pkg", "evil"));
+    assert_eq!(policies.edges(), [] as [&str; 0]);
+    done(policies.grant(&["charge", "lnd", "--revoke"]));
+    assert!(!policies.own().unwrap().contains("lnd"), "{:?}", policies.own());
+    // Back to the operator's.
+    policies.put("60-lnd.toml", lnd);
+    done(policies.grant(&["charge"]));
+    fs::remove_file(policies.0.join("60-lnd.toml")).unwrap();
+    policies.put("10-node.toml", NODE);
+    assert_eq!(policies.edges(), ["web -> lnd:p2p"]);
+    done(policies.grant(&["charge", "lnd:rpc"]));
+    assert_eq!(policies.edges(), ["charge -> lnd:rpc", "web -> lnd:p2p"]);
+    assert!(!policies.own().unwrap().contains("of."), "{:?}", policies.own());
+}
+
+#[test]
 fn the_file_is_for_everybody_to_read_and_keeps_what_else_is_in_it() {
     let policies = Policies::new("keeps");
     // With the umask of a careful root.

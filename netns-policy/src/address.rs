@@ -4,6 +4,8 @@
 //!
 //! - Sticky: adding, removing, renaming (`was`) or reordering services never renumbers another.
 //! - An address that was given up is not given to somebody else for [`KEEP_SECONDS`], unless the policy fixes it.
+//! - A name is not enough to come by an address: what the operator's service had, or that of a fragment, is not given to
+//!   one that another fragment defines under that name.
 //! - Peers and the fabric's own ends have sub-prefixes of both pools that no service ever gets, from the first
 //!   release on, so that later features renumber nobody.
 //!
@@ -112,7 +114,7 @@ pub struct AddressBook {
     pub pool4: Option<Ipv4Network>,
     /// The IPv6 pool these are from.
     pub pool6: Option<Ipv6Network>,
-    /// By name of the service.
+    /// By name of the service; `NAME@FRAGMENT` and `NAME@`, of the operator, when another one has the name by now.
     pub services: BTreeMap<String, Entry>,
     /// The next interface index of a wire; it only ever rises, because an index that was used may still stand in an
     /// element of a map.
@@ -175,7 +177,7 @@ impl AddressBook {
             let (own4, own6) = usable(addresses);
             let [address4] = own4[..] else { return None };
             let address6 = <[Ipv6Addr; 1]>::try_from(own6).ok().map(|[one]| one).filter(|one| alone((*one).into()));
-            alone(address4.into()).then(|| (name.clone(), Entry { address4, address6, retired: None }))
+            alone(address4.into()).then(|| (name.clone(), Entry { address4, address6, retired: None, owner: None }))
         });
         let services: BTreeMap<_, _> = entries.collect();
         if services.is_empty() {
@@ -195,6 +197,28 @@ pub struct Entry {
     pub address6: Option<Ipv6Addr>,
     /// Seconds since 1970 at which the service was first missing from the policy.
     pub retired: Option<u64>,
+    /// Who defines the service; unknown when it was not written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+}
+
+/// Who defines a service.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// The fragment of this name.
+    Fragment(String),
+    /// The operator.
+    Operator,
+}
+
+impl Owner {
+    fn of(service: &Service) -> Self {
+        match &service.fragment {
+            Some(fragment) => Self::Fragment(fragment.to_string()),
+            None => Self::Operator,
+        }
+    }
 }
 
 /// An IPv4 and perhaps an IPv6 address of one end.
@@ -251,6 +275,9 @@ impl AddressPlan {
         for service in graph.services() {
             rename(&mut book, service);
         }
+        for service in graph.services() {
+            part(&mut book, service, now);
+        }
         retire(&mut book, graph, now);
 
         let mut free4 = Free::new(&book, graph, |e| Some(IpAddr::V4(e.address4)));
@@ -275,7 +302,7 @@ impl AddressPlan {
             }
             // Switching IPv6 off for a while forgets nothing.
             let kept6 = v6.or(recorded.and_then(|entry| entry.address6));
-            let entry = Entry { address4: v4, address6: kept6, retired: None };
+            let entry = Entry { address4: v4, address6: kept6, retired: None, owner: Some(Owner::of(service)) };
             book.services.insert(service.name.to_string(), entry);
             services.insert(service.name.clone(), Addresses { v4, v6 });
         }
@@ -432,10 +459,38 @@ fn rename(book: &mut AddressBook, service: &Service) {
         (Some(false), Some(in_use)) => in_use,
         _ => false,
     };
-    if moves && let Some(entry) = book.services.remove(was.as_str()) {
+    if moves && let Some(mut entry) = book.services.remove(was.as_str()) {
+        // That one is the other is the operator's word, whoever defines it.
+        entry.owner = Some(Owner::of(service));
         let gone = book.services.insert(service.name.to_string(), entry);
         // The address of the one who has gone stays reserved, under the name that is free now.
         book.services.extend(gone.map(|gone| (was.to_string(), gone)));
+    }
+}
+
+/// Parts a service that a fragment defines from the record of somebody else who had its name, which stays reserved
+/// under a name that no service has; and gives it back what it had itself, if that is kept there.
+fn part(book: &mut AddressBook, service: &Service, now: u64) {
+    let (name, owner) = (service.name.as_str(), Owner::of(service));
+    let kept_as = |owner: Option<&Owner>| match owner {
+        Some(Owner::Fragment(fragment)) => format!("{name}@{fragment}"),
+        Some(Owner::Operator) | None => format!("{name}@"),
+    };
+    let is_its_own = |entry: &Entry| match &entry.owner {
+        Some(recorded) => *recorded == owner,
+        // Who is there was there before owners were written down.
+        None => entry.retired.is_none(),
+    };
+    // The operator may take what a package had, who has no address of an own to come back to.
+    let is_free = service.fragment.is_none() && !book.services.contains_key(&kept_as(Some(&owner)));
+    if let Some(entry) = book.services.get(name).filter(|entry| !is_free && !is_its_own(entry)).cloned() {
+        let retired = entry.retired.or(Some(now));
+        book.services.remove(name);
+        book.services.insert(kept_as(entry.owner.as_ref()), Entry { retired, ..entry });
+    }
+    if !book.services.contains_key(name) {
+        let own = book.services.remove(&kept_as(Some(&owner)));
+        book.services.extend(own.map(|own| (name.to_owned(), own)));
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //!
-//! - Read as a policy it gives the same graph again, but for places and causes: an edge that a tag stands for is written
+//! - Read as a policy it gives the same graph again, but for places, whose words they are, and causes: an edge that a tag stands for is written
 //!   for each of its members.
 //! - What opens nothing and forbids nothing is not in it: places, asks, acknowledged doubts, tags that nobody has.
 
@@ -44,9 +44,10 @@ impl AllowGraph {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The same graph as far as meaning goes: without places, and without what made an edge.
+    /// The same graph as far as meaning goes: without places and whose words they are, and without what made an edge.
     fn meaning(&self) -> Self {
         let mut graph = self.nowhere();
+        graph.services.values_mut().for_each(|service| service.fragment = None);
         let written = |cause: &mut Cause| {
             if matches!(cause, Cause::Tag(_)) {
                 *cause = Cause::Written;

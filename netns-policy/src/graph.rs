@@ -17,7 +17,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::Serialize;
 
 use crate::exposure::Exposure;
-use crate::name::{NetworkName, PeerName, PortName, ServiceName, Tag};
+use crate::name::{FragmentName, NetworkName, PeerName, PortName, ServiceName, Tag};
 use crate::never::{Expectation, Never};
 use crate::port::{Ports, Protocol};
 
@@ -249,6 +249,8 @@ pub struct Limits {
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
+    /// The fragment that defines it; `None` when the operator does.
+    pub fragment: Option<FragmentName>,
     /// `unit = "x.service"`.
     pub unit: Option<String>,
     /// Its ports by name.

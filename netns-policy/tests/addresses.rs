@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netns_policy::Source;
 use netns_policy::address::{AddressBook, AddressError, AddressPlan, Addresses, KEEP_SECONDS};
 use netns_policy::graph::AllowGraph;
 use netns_policy::topology::Place;
+use netns_policy::{Source, Trust};
 use proptest::prelude::*;
 
 const HOUR: u64 = 3600;
@@ -418,4 +418,53 @@ fn a_book_that_was_never_written_here_is_refused() {
     assert!(read(tiny.to_owned()).is_err());
     let far = book(pool, "10.231.0.1", "10.231.0.2", "null").replace(":16,", ":4294967295,");
     assert!(read(far).unwrap_err().starts_with("no link has an index of 4294967295"));
+}
+
+/// A book in which nobody's owner is written down, as an earlier version left it.
+fn unowned(book: &AddressBook) -> AddressBook {
+    let mut value = serde_json::to_value(book).unwrap();
+    for entry in value["services"].as_object_mut().unwrap().values_mut() {
+        entry.as_object_mut().unwrap().remove("owner").unwrap();
+    }
+    AddressBook::from_json(value.to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn nobody_comes_by_the_address_of_one_who_is_gone_by_taking_the_name() {
+    let node = "schema = 1\nnetwork.name = \"node\"\n[service.a]\n";
+    let own = format!("{node}[service.lnd]\n");
+    let by = |fragment: &str| {
+        let text = format!("schema = 1\nfragment = \"{fragment}\"\n[service.lnd]\n");
+        let theirs = Source { trust: Trust::Vendor, ..Source::toml("lnd.toml", text) };
+        AllowGraph::parse(&[Source::toml("policy.toml", node), theirs]).unwrap().graph
+    };
+    let (own, gone) = (graph(&own), graph(node));
+    let mut seconds = 0;
+    let mut next = |graph: &AllowGraph, book: &AddressBook| {
+        seconds += HOUR;
+        let plan = AddressPlan::assign(graph, book, seconds, false).unwrap();
+        let book = AddressBook::from_json(&serde_json::to_vec(plan.book()).unwrap()).unwrap();
+        assert_eq!(&book, plan.book());
+        (plan.service("lnd"), book)
+    };
+    let (first, ours) = next(&own, &AddressBook::default());
+    let (_, retired) = next(&gone, &ours);
+    assert_eq!(next(&own, &retired).0, first, "the control: the operator's comes back");
+    for (title, book) in [("who is gone", &retired), ("who goes in the same turn", &ours)] {
+        let (theirs, book) = next(&by("lnd"), book);
+        assert!(theirs.unwrap().iter().all(|address| first.unwrap().iter().all(|old| old != address)), "{title}");
+        // It keeps its own, for as long as it is there, and when it comes back.
+        assert_eq!(next(&by("lnd"), &book).0, theirs, "{title}");
+        let (_, without) = next(&gone, &book);
+        assert_eq!(next(&by("lnd"), &without).0, theirs, "{title}: the package came back");
+        assert_eq!(next(&own, &book).0, first, "{title}: the operator's came back");
+        // Another package has neither, and the first one has its own again.
+        let (others, book) = next(&by("evil"), &without);
+        let taken = [first, theirs].map(|one| one.unwrap().v4);
+        assert!(!taken.contains(&others.unwrap().v4), "{title}");
+        assert_eq!(next(&by("lnd"), &book).0, theirs, "{title}: after another");
+    }
+    // Of a book without owners, who is there stays; who is gone was anybody.
+    assert_eq!(next(&by("lnd"), &unowned(&ours)).0, first);
+    assert_ne!(next(&by("lnd"), &unowned(&retired)).0, first);
 }

@@ -279,6 +279,43 @@ fn a_grant_is_for_one_fragment_and_outlives_it_without_harm() {
 }
 
 #[test]
+fn a_grant_is_at_one_target_and_nobody_gains_it_by_that_target_s_name() {
+    let grant = |more: &str| {
+        let text = "schema = 1\n[extend.charge]\nfragment = 'charge'\nconnect.lnd = ['rpc']\nopen.lnd = ['ctl']\n";
+        operator("/etc/nsctl/policy.d/90-nsctl.toml", format!("{text}{more}"))
+    };
+    let charge = || vendor("schema = 1\nfragment = 'charge'\n[service.charge]\nwants.lnd = ['rpc']\n");
+    let lnd = "[service.lnd]\nports.rpc = 'tcp:10009'\nsockets.ctl = '/run/lnd/ctl'\n";
+    let own = || operator("/etc/nsctl/policy.d/lnd.toml", format!("schema = 1\n{lnd}"));
+    let theirs = |name: &str| Source {
+        name: "/usr/lib/nsctl/policy.d/60-theirs.toml".into(),
+        ..vendor(format!("schema = 1\nfragment = '{name}'\n{lnd}"))
+    };
+    let gained = |more: &[Source]| {
+        let checked = with(&[&[charge()], more].concat()).unwrap();
+        let gained = rights(&checked.graph).iter().filter(|right| right.starts_with("charge -> ")).count();
+        (gained, checked.warnings.iter().map(|warning| format!("{} {warning}", warning.code())).collect::<Vec<_>>())
+    };
+    let of_lnd = "of.lnd = 'lnd'\n";
+    assert_eq!(gained(&[grant(""), own()]), (2, vec![]), "the control: the operator's");
+    assert_eq!(gained(&[grant(of_lnd), theirs("lnd")]), (2, vec![]), "the control: that package's");
+    for (title, more, told) in [
+        ("a package takes the name of the operator's", [grant(""), theirs("evil")], "`evil`"),
+        ("a package takes the name of another's", [grant(of_lnd), theirs("evil")], "`evil`"),
+        ("the operator takes the name of a package's", [grant(of_lnd), own()], "the operator defines"),
+    ] {
+        let (gained, warnings) = gained(&more);
+        assert_eq!(gained, 0, "{title}");
+        assert_eq!(warnings.iter().filter(|w| w.starts_with("W0309") && w.contains(told)).count(), 2, "{warnings:?}");
+    }
+    let idle = gained(&[grant("of.wallet = 'w'\n"), own()]);
+    assert_eq!(idle, (2, vec!["W0309 nothing is granted at `wallet`, so this adds nothing".to_owned()]));
+    // Who extends by name alone has nobody's word to hold a target to.
+    let plain = operator("p.toml", "schema = 1\n[extend.wallet]\nof.bitcoind = 'x'\n");
+    assert_eq!(with(&[plain]).unwrap_err().0[0].code(), "E0115");
+}
+
+#[test]
 fn the_operator_can_say_everything_of_a_service_that_a_fragment_defines() {
     let fragment =
         vendor("schema = 1\nfragment = 'x'\n[service.x]\nports.http = 'tcp:80'\noutbound = 'none'\ndns = 'names'\n");

@@ -8,9 +8,10 @@ use super::statement::{Kind, Statement};
 
 /// The keys of the language in the order in which they stand: what a thing is, what it reaches outside, whom it
 /// serves, whom it asks, who reaches it from outside.
-pub const KEYS: [&str; 60] = [
+pub const KEYS: [&str; 61] = [
     "schema",
     "fragment",
+    "of",
     "declare_tags",
     "name",
     "unit",

@@ -39,22 +39,47 @@ pub(crate) fn of_another(adds: &Service, of: &Sp<FragmentName>, service: &Servic
     draft.help(format!("what was granted to one is not granted to the other: `nsctl grant --revoke {shown}`"))
 }
 
-/// Takes out what a grant gives at services that are not there (any more): packages come and go.
-pub(crate) fn drop_absent(adds: &mut Service, is_there: impl Fn(&str) -> bool, out: &mut Findings) {
+/// Takes out what a grant gives at services that are not there (any more), as packages come and go, or are by now
+/// somebody else's: what was granted at one is not granted at another that takes its name.
+///
+/// `targets` is `of` of the grant; `owner` is the fragment that defines a service, or the operator, who is `None`.
+pub(crate) fn drop_absent<'a>(
+    adds: &mut Service,
+    targets: &[(Sp<String>, FragmentName)],
+    owner: impl Fn(&str) -> Option<&'a Option<FragmentName>>,
+    out: &mut Findings,
+) {
     let service = adds.text.escape_debug().to_string();
-    let mut keep = |target: &Sp<Who>| match &target.value {
-        Who::Service(name) if !is_there(name) => {
-            let shown = name.escape_debug();
-            let draft = Draft::new("W0309", target.at, format!("there is no service `{shown}`, so this opens nothing"));
-            out.add(
-                draft.help(format!("when it is gone for good, `nsctl grant --revoke {service} {shown}` takes it out")),
-            );
-            false
-        }
-        _ => true,
+    let mut idle: BTreeMap<&str, At> = targets.iter().map(|(name, _)| (name.value.as_str(), name.at)).collect();
+    let mut keep = |target: &Sp<Who>| {
+        let Who::Service(name) = &target.value else {
+            return true;
+        };
+        idle.remove(name.as_str());
+        let meant = targets.iter().find(|(of, _)| of.value == *name).map(|(_, fragment)| fragment);
+        let shown = name.escape_debug();
+        let (message, label) = match owner(name) {
+            Some(owner) if owner.as_ref() == meant => return true,
+            Some(owner) => {
+                let whose = |owner: Option<&FragmentName>| match owner {
+                    Some(fragment) => format!("the fragment `{fragment}`"),
+                    None => "the operator".to_owned(),
+                };
+                let (meant, now) = (whose(meant), whose(owner.as_ref()));
+                (format!("this is for the `{shown}` of {meant}, and {now} defines that service"), "opens nothing")
+            }
+            None => (format!("there is no service `{shown}`, so this opens nothing"), "defined nowhere"),
+        };
+        let draft = Draft::new("W0309", target.at, message).label(label);
+        out.add(draft.help(format!("when it is gone for good, `nsctl grant --revoke {service} {shown}` takes it out")));
+        false
     };
     adds.connect.retain(|connect| keep(&connect.target));
     adds.open.retain(|open| keep(&open.target));
+    for (name, at) in idle {
+        let message = format!("nothing is granted at `{}`, so this adds nothing", name.escape_debug());
+        out.add(Draft::new("W0309", at, message).help("take the line out"));
+    }
 }
 
 /// A service with everything that is added to it. It is defined by all of `defined`; when these are several, that has

@@ -157,8 +157,10 @@ fn defaults(all: Vec<Defaults>, out: &mut Findings) -> Defaults {
 fn services(defined: Vec<Service>, extends: Vec<Extend>, out: &mut Findings) -> Vec<Service> {
     let mut defined = by_name(defined, |service| service.text.clone());
     let names: BTreeSet<String> = defined.keys().cloned().collect();
+    let owners: BTreeMap<String, Option<FragmentName>> =
+        defined.iter().map(|(name, services)| (name.clone(), services[0].fragment.clone())).collect();
     let mut added: BTreeMap<String, Vec<Service>> = BTreeMap::new();
-    for Extend { of, mut adds } in extends {
+    for Extend { of, targets, mut adds } in extends {
         match defined.get(&adds.text) {
             None if of.is_some() => out.add(extend::of_nobody(&adds)),
             None => out.add(extend::unknown(&adds, &names)),
@@ -168,7 +170,7 @@ fn services(defined: Vec<Service>, extends: Vec<Extend>, out: &mut Findings) -> 
                         out.add(extend::of_another(&adds, of, &services[0]));
                         continue;
                     }
-                    extend::drop_absent(&mut adds, |name| names.contains(name), out);
+                    extend::drop_absent(&mut adds, &targets, |name| owners.get(name), out);
                 }
                 added.entry(adds.text.clone()).or_default().push(adds);
             }

@@ -1,8 +1,8 @@
 //! From the files as written to the graph: merged, looked up, checked.
 //!
 //! Sources are taken in the order of their names, whatever order they come in, so that equal sets of files give equal
-//! graphs and equal findings. What they are called decides nothing but which of two places is named first. Every mistake of every file is reported in one go; a file that cannot be read excuses
-//! what seems to be missing, and nothing else.
+//! graphs and equal findings. What they are called decides nothing but which of two places is named first. Every mistake
+//! of every file is reported in one go; a file that cannot be read excuses what seems to be missing, and nothing else.
 
 mod asks;
 mod domain;

@@ -39,6 +39,7 @@ fn graph_service(
     let outbound = tor::outbound(policy, written);
     Service {
         name: name.clone(),
+        fragment: written.fragment.clone(),
         unit: written.unit.as_ref().map(|unit| unit.value.clone()),
         ports: written.ports.iter().filter_map(|declared| declared.port.clone()).collect(),
         private,

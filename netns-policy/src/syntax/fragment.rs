@@ -9,7 +9,7 @@
 use crate::graph::Dns;
 use crate::name::{FragmentName, PortName};
 
-use super::decode::{Reading, Table, boolean, items, name, string};
+use super::decode::{Table, boolean, items, name, string};
 use super::findings::{At, Draft, Findings, Sp};
 use super::node::{Entry, Kind, Node};
 use super::outbound::Outbound;
@@ -90,13 +90,15 @@ fn socket_name(node: Node, out: &mut Findings) -> Option<String> {
     name::<PortName>(&text, at, "socket", out).map(|_| text)
 }
 
+/// The name of a fragment.
+pub(crate) fn named(node: Node, out: &mut Findings) -> Option<FragmentName> {
+    let at = node.at;
+    let text = string(node, out)?;
+    name(&text, at, "fragment", out)
+}
+
 /// `fragment = "NAME"`, which makes a fragment of the file; every file of a package must have it.
 pub(crate) fn speaker(table: &mut Table, is_vendor: bool, top: At, out: &mut Findings) -> Speaker {
-    let read: Reading<FragmentName> = |node, out| {
-        let at = node.at;
-        let text = string(node, out)?;
-        name(&text, at, "fragment", out)
-    };
     if !table.has("fragment") && !is_vendor {
         table.know("fragment");
         return Speaker::Operator;
@@ -105,7 +107,7 @@ pub(crate) fn speaker(table: &mut Table, is_vendor: bool, top: At, out: &mut Fin
         let draft = Draft::new("E0115", top, "a file of a package says whose it is: `fragment` is missing");
         out.add(draft.help("write `fragment = \"NAME\"`: it may define services, and ask for edges by `wants`"));
     }
-    Speaker::Fragment(table.read("fragment", out, read).map(|name| name.value))
+    Speaker::Fragment(table.read("fragment", out, named).map(|name| name.value))
 }
 
 /// Who may say everything has nobody to ask.

@@ -73,6 +73,8 @@ pub(crate) enum Trusted {
 pub(crate) struct Extend {
     /// `fragment = "NAME"`: it is for the service as that fragment defines it, and for no other of its name.
     pub(crate) of: Option<Sp<FragmentName>>,
+    /// `of.TARGET = "NAME"`: that service is meant as this fragment defines it; any other, as the operator does.
+    pub(crate) targets: Vec<(Sp<String>, FragmentName)>,
     pub(crate) adds: Service,
 }
 
@@ -98,13 +100,16 @@ pub(crate) fn read_all(file: &mut Table, out: &mut Findings) -> Vec<Service> {
 pub(crate) fn read_extends(file: &mut Table, out: &mut Findings) -> Vec<Extend> {
     let one = |entry, out: &mut Findings| {
         let (adds, mut table) = service(entry, out)?;
-        let of = table.read("fragment", out, |node, out| {
-            let at = node.at;
-            let text = string(node, out)?;
-            name(&text, at, "fragment", out)
-        });
+        // Who extends by the name of a service alone means targets by their names alone too.
+        let of = match table.has("of") {
+            true => table.need("fragment", out, fragment::named),
+            false => table.read("fragment", out, fragment::named),
+        };
+        let targets = table.named("of", out);
+        let target = |entry: Entry, out: &mut Findings| Some((entry.key, fragment::named(entry.value, out)?));
+        let targets = targets.into_iter().filter_map(|entry| target(entry, out)).collect();
         table.finish(out);
-        Some(Extend { of, adds })
+        Some(Extend { of, targets, adds })
     };
     file.named("extend", out).into_iter().filter_map(|entry| one(entry, out)).collect()
 }

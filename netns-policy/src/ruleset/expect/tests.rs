@@ -25,6 +25,7 @@ fn at() -> Location {
 fn service(name: &str) -> Service {
     Service {
         name: name.parse().unwrap(),
+        fragment: None,
         unit: None,
         ports: Default::default(),
         private: Default::default(),
