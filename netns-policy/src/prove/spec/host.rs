@@ -1,7 +1,7 @@
 //! The table of ours on the host: its lock on its own wire, the leg, and nobody else's traffic.
 
 use super::lock::{LO, held, opened};
-use super::{ESTABLISHED, Facts, RELATED, Right, Spec, addresses, states};
+use super::{Facts, Right, Spec, addresses, states};
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
 use crate::prove::numbers::Numbers;
@@ -76,7 +76,8 @@ impl Facts<'_> {
             return spec;
         }
         if self.is_leg(from) {
-            return known();
+            held(&mut spec);
+            return spec;
         }
         if from.index == LO {
             return Spec::everything();
@@ -112,7 +113,8 @@ impl Facts<'_> {
             return spec;
         }
         if self.is_leg(by) {
-            return known();
+            held(&mut spec);
+            return spec;
         }
         for ip in Ip::BOTH {
             if !self.was_off(ip, from, by) {
@@ -179,13 +181,4 @@ impl Facts<'_> {
         }
         spec
     }
-}
-
-/// What a connection brings, whatever it is.
-fn known() -> Spec {
-    let mut spec = Spec::default();
-    for ip in Ip::BOTH {
-        spec.must(Outcome::Accept, states(&Class::every(ip), &[ESTABLISHED, RELATED].concat()));
-    }
-    spec
 }
