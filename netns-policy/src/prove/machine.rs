@@ -32,7 +32,7 @@ pub(super) struct At<'a> {
     pub(super) device: Option<&'a str>,
     pub(super) iif: Option<&'a Link>,
     pub(super) oif: Option<&'a Link>,
-    /// The addresses that the routing table calls local.
+    /// The addresses that the routing table calls local; none where they are not known.
     pub(super) local: &'a [(Ip, Numbers)],
 }
 
@@ -380,6 +380,9 @@ impl<'a> Run<'_, 'a> {
                     // RTN_LOCAL; what else there is depends on more than addresses.
                     if data[..] != 2u32.to_ne_bytes() {
                         return Err("it asks for another type of address than a local one");
+                    }
+                    if self.at.local.is_empty() {
+                        return Err("it asks whether an address is local, where nobody here knows which are");
                     }
                     let local = self.at.local.iter().filter(|(ip, _)| *ip == packets.class.ip());
                     let local = local.fold(Numbers::new(vec![]), |all, (_, some)| all.or(some));

@@ -53,10 +53,14 @@ impl Facts<'_> {
         self.has_leg() || self.wires.contains_key(&Place::Host)
     }
 
-    /// The addresses that the host answers for, by version.
+    /// The addresses that the host answers for, by version: its own, ours, and those of its loopback.
     pub(in crate::prove) fn host_local(&self) -> Vec<(Ip, Numbers)> {
         let ours = self.ours_on_host();
-        let local = |ip| addresses(ip, self.host.addresses.iter().copied()).or(&ours(ip));
+        let loopback = |ip| match ip {
+            Ip::V4 => Numbers::range(0x7f00_0000, 0x7fff_ffff),
+            _ => Numbers::one(1),
+        };
+        let local = |ip| addresses(ip, self.host.addresses.iter().copied()).or(&ours(ip)).or(&loopback(ip));
         Ip::BOTH.map(|ip| (ip, local(ip))).into()
     }
 
