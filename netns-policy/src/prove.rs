@@ -438,7 +438,8 @@ fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
 fn lock(facts: &Facts<'_>, place: &Place, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
     let Place::Service(name) = place else { return Ok(0) };
     let Some(service) = facts.graph.service(name.as_str()) else { return Ok(0) };
-    let room = Room::new(format!("the lock of {place}"), rules, &["net0"], vec![]);
+    let mut room = Room::new(format!("the lock of {place}"), rules, &["net0"], vec![]);
+    room.machine.limits = service.limits;
     let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
     count += room.all(HookPoint::Input, |from, _| facts.input(place, from))?;
     count += room.all(HookPoint::Forward, |_, _| Spec::default())?;

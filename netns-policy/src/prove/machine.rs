@@ -11,6 +11,7 @@ use std::rc::Rc;
 use super::class::{Class, Count, Ct, Ip, Var};
 use super::index::{Asked, Index, number};
 use super::numbers::Numbers;
+use crate::graph::Limits;
 use crate::ruleset::{
     Base, Chain, ChainKind, CtKey, Expr, Family, Field, HookPoint, MetaKey, Reg, Rule, Ruleset, STRANGE_HOOK, Table,
     Verdict,
@@ -32,7 +33,7 @@ pub(super) struct At<'a> {
     pub(super) device: Option<&'a str>,
     pub(super) iif: Option<&'a Link>,
     pub(super) oif: Option<&'a Link>,
-    /// The addresses that the routing table calls local.
+    /// The addresses that the routing table calls local; none where they are not known.
     pub(super) local: &'a [(Ip, Numbers)],
 }
 
@@ -68,6 +69,8 @@ pub(super) struct Unreadable {
 /// One namespace's rules, ready to be run.
 pub(super) struct Machine<'a> {
     ruleset: &'a Ruleset,
+    /// What rules may count and measure by: with other numbers they limit something else.
+    pub(super) limits: Limits,
     /// By table and set; `None` for one that cannot be read.
     indexes: BTreeMap<(&'a (Family, String), &'a str), Option<Index>>,
 }
@@ -150,7 +153,7 @@ impl<'a> Machine<'a> {
         let sets = ruleset.tables.iter().flat_map(|(table, inner)| inner.sets.iter().map(move |set| (table, set)));
         let sets = sets.filter(|(_, (_, set))| set.dynamic.is_none());
         let indexes = sets.map(|(table, (name, set))| ((table, name.as_str()), Index::new(set).ok())).collect();
-        Self { ruleset, indexes }
+        Self { ruleset, limits: Limits::default(), indexes }
     }
 
     /// Every base chain of a family at a hook, in their order. Without any, everything goes on.
@@ -332,8 +335,20 @@ impl<'a> Run<'_, 'a> {
                 registers.store(dreg.0, Value::Bytes(data.clone()));
                 next.push((packets, registers));
             }
-            Expr::Limit { over, .. } => divide(packets, registers, Var::Exhausted, &is(*over)),
-            Expr::CtCountOver { .. } | Expr::CountOver { .. } => divide(packets, registers, Var::Crowded, &is(true)),
+            Expr::Limit { per_second, burst, over } => {
+                let rate = self.machine.limits.new_per_second;
+                // So many at once as in a second, five at least.
+                if rate.is_none_or(|rate| *per_second != u64::from(rate) || *burst != rate.max(5)) {
+                    return Err("it limits how many come in a second by other numbers than the policy's");
+                }
+                divide(packets, registers, Var::Exhausted, &is(*over));
+            }
+            Expr::CtCountOver { count } => {
+                if self.machine.limits.flows != Some(*count) {
+                    return Err("it limits how many connections there are by another number than the policy's");
+                }
+                divide(packets, registers, Var::Crowded, &is(true));
+            }
             Expr::Meta { .. }
             | Expr::Payload { .. }
             | Expr::RoutingHeaderExists { .. }
@@ -382,6 +397,9 @@ impl<'a> Run<'_, 'a> {
                     // RTN_LOCAL; what else there is depends on more than addresses.
                     if data[..] != 2u32.to_ne_bytes() {
                         return Err("it asks for another type of address than a local one");
+                    }
+                    if self.at.local.is_empty() {
+                        return Err("it asks whether an address is local, where nobody here knows which are");
                     }
                     let local = self.at.local.iter().filter(|(ip, _)| *ip == packets.class.ip());
                     let local = local.fold(Numbers::new(vec![]), |all, (_, some)| all.or(some));
@@ -436,7 +454,7 @@ impl<'a> Run<'_, 'a> {
                 }
             }
             Expr::Unknown(_) => return Err("it has an expression that nobody here knows"),
-            Expr::Update { .. } => return Err("its verdict depends on how full a set is"),
+            Expr::Update { .. } | Expr::CountOver { .. } => return Err("its verdict depends on how full a set is"),
             Expr::RtTcpMss { .. } | Expr::SetTcpMss { .. } => return Err("its verdict depends on a route"),
             Expr::Fwd { .. } | Expr::Verdict(_) | Expr::Reject(_) | Expr::Masquerade | Expr::Dnat { .. } => {
                 unreachable!("what ends a rule has been told by `ends`")

@@ -128,7 +128,10 @@ fn scenes(made: &Made, look: &mut impl FnMut(&Scene<'_>)) {
     let wires = desired.wires.iter().map(|(place, wire)| (place.clone(), wire.index)).collect();
     let facts = Facts::new(&made.graph, &made.addresses, &made.host, wires);
     for (place, rules) in &desired.locks {
-        let machine = Machine::new(rules);
+        let mut machine = Machine::new(rules);
+        if let Place::Service(name) = place {
+            machine.limits = made.graph.service(name.as_str()).unwrap().limits;
+        }
         let local = if *place == Place::Host { facts.host_local() } else { vec![] };
         let links = links(rules, &["net0"]);
         let none = None;

@@ -1,7 +1,7 @@
 //! The table of ours on the host: its lock on its own wire, the leg, and nobody else's traffic.
 
 use super::lock::{LO, held, opened};
-use super::{ESTABLISHED, Facts, RELATED, Right, Spec, addresses, states};
+use super::{Facts, Right, Spec, addresses, states};
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
 use crate::prove::numbers::Numbers;
@@ -53,10 +53,14 @@ impl Facts<'_> {
         self.has_leg() || self.wires.contains_key(&Place::Host)
     }
 
-    /// The addresses that the host answers for, by version.
+    /// The addresses that the host answers for, by version: its own, ours, and those of its loopback.
     pub(in crate::prove) fn host_local(&self) -> Vec<(Ip, Numbers)> {
         let ours = self.ours_on_host();
-        let local = |ip| addresses(ip, self.host.addresses.iter().copied()).or(&ours(ip));
+        let loopback = |ip| match ip {
+            Ip::V4 => Numbers::range(0x7f00_0000, 0x7fff_ffff),
+            _ => Numbers::one(1),
+        };
+        let local = |ip| addresses(ip, self.host.addresses.iter().copied()).or(&ours(ip)).or(&loopback(ip));
         Ip::BOTH.map(|ip| (ip, local(ip))).into()
     }
 
@@ -76,7 +80,8 @@ impl Facts<'_> {
             return spec;
         }
         if self.is_leg(from) {
-            return known();
+            held(&mut spec);
+            return spec;
         }
         if from.index == LO {
             return Spec::everything();
@@ -112,7 +117,8 @@ impl Facts<'_> {
             return spec;
         }
         if self.is_leg(by) {
-            return known();
+            held(&mut spec);
+            return spec;
         }
         for ip in Ip::BOTH {
             if !self.was_off(ip, from, by) {
@@ -179,13 +185,4 @@ impl Facts<'_> {
         }
         spec
     }
-}
-
-/// What a connection brings, whatever it is.
-fn known() -> Spec {
-    let mut spec = Spec::default();
-    for ip in Ip::BOTH {
-        spec.must(Outcome::Accept, states(&Class::every(ip), &[ESTABLISHED, RELATED].concat()));
-    }
-    spec
 }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::grant::Grant;
-use super::lock::{Elements, called, callers, connection_sets, known};
+use super::lock::{Elements, called, callers, connection_sets, known, known_of};
 use super::outside::{join, not_direct};
-use super::vocabulary::{BOTH, ESTABLISHED, Load, NEW, RELATED, TCP, Version, Words, base_chain, interval, key, rule};
+use super::vocabulary::{BOTH, Load, NEW, TCP, Version, Words, base_chain, interval, key, rule};
 use super::{Source, host_table};
 use crate::name::NetworkName;
 use crate::observed::Observed;
@@ -59,13 +59,10 @@ fn lan(source: &Source, v: Version) -> Set {
 fn chains(source: &Source) -> BTreeMap<String, Chain> {
     let wire = Place::Host.inner_link(&source.graph.network().name).to_string();
     let leg = leg_link(&source.graph.network().name).to_string();
-    let mut input = vec![
-        rule().iifname(&wire).goto("from_fabric"),
-        // The gateway has no business with the machine itself.
-        rule().iifname(&leg).ct_state(ESTABLISHED | RELATED).accept(),
-        rule().iifname(&leg).counter().drop(),
-        rule().iif_lo().accept(),
-    ];
+    let mut input = vec![rule().iifname(&wire).goto("from_fabric")];
+    // The gateway has no business with the machine itself.
+    input.extend(known_of(|| rule().iifname(&leg)));
+    input.extend([rule().iifname(&leg).counter().drop(), rule().iif_lo().accept()]);
     // A machine answers for each of its addresses on each of its links: what listens on the fabric's address for
     // services alone would be open to containers and to neighbours who send there.
     input.extend(own(source).map(|address| rule().nfproto(Version::of(address)).daddr(address).counter().drop()));
@@ -208,7 +205,9 @@ fn from_leg() -> Vec<Rule> {
 }
 
 fn to_leg() -> Vec<Rule> {
-    vec![rule().ct_state(ESTABLISHED | RELATED).accept(), rule().counter().drop()]
+    let mut rules = known();
+    rules.push(rule().counter().drop());
+    rules
 }
 
 fn masquerade(source: &Source) -> Vec<Rule> {

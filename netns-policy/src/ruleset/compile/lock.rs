@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use super::grant::Grant;
 use super::outside::{lan, private, reach};
 use super::vocabulary::{
-    BOTH, ESTABLISHED, KeyBuilder, Load, NEW, RELATED, TCP, UDP, Version, base_chain, dynamic, interval, key, rule, set,
+    BOTH, ESTABLISHED, KeyBuilder, Load, NEW, RELATED, TCP, UDP, Version, Words, base_chain, dynamic, interval, key,
+    rule, set,
 };
 use super::{EXPAND, Source, TABLE};
 use crate::graph::{Denied, Dns, Limits, Service};
@@ -64,11 +65,16 @@ pub(super) fn connection_sets() -> BTreeMap<String, Set> {
 
 /// `established`, and of `related` the ICMP errors alone: never a helper's expectation.
 pub(super) fn known() -> Vec<Rule> {
+    known_of(rule)
+}
+
+/// The same, of packets that `these` matches.
+pub(super) fn known_of(these: impl Fn() -> Words) -> Vec<Rule> {
     let error = |v: Version| {
-        let icmp = rule().nfproto(v).l4proto(v.icmp());
+        let icmp = these().nfproto(v).l4proto(v.icmp());
         icmp.among(&[Load::IcmpType], &v.named("icmp_errors"), true).ct_state(RELATED).accept()
     };
-    vec![rule().ct_state(ESTABLISHED).accept(), error(Version::V4), error(Version::V6)]
+    vec![these().ct_state(ESTABLISHED).accept(), error(Version::V4), error(Version::V6)]
 }
 
 /// New connections from the peers in `in`.
