@@ -236,6 +236,40 @@ fn a_connection_is_counted_both_ways() {
     });
 }
 
+/// From the package's file to the kernel: asked, closed, granted, open, taken back, closed.
+#[test]
+fn what_a_package_asks_for_is_closed_until_it_is_granted_and_applied() {
+    in_sandbox(|| {
+        own_etc();
+        fs::create_dir("/run/policies").unwrap();
+        fs::write("/run/policies/10-shop.toml", SHOP).unwrap();
+        let fragment = "schema = 1\nfragment = \"stats\"\n[service.stats]\nwants.db = [\"sql\"]\n";
+        fs::write("/run/policies/50-stats.toml", fragment).unwrap();
+        let nsctl = |arguments: &str| -> String {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_nsctl"));
+            command.args(["-f", "/run/policies", "--state", "/run/state"]).args(arguments.split_whitespace());
+            let output = command.stdin(Stdio::null()).output().unwrap();
+            assert!(output.status.success(), "{arguments}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        nsctl("apply");
+        let _server = netns("shop-db").run(|| TcpListener::bind((DB, 5432))).unwrap();
+        let reached = |from: &str| netns(from).run(|| TcpStream::connect((DB, 5432))).is_ok();
+        assert!(reached("shop-web") && !reached("shop-stats"), "the control is open, the package is not");
+        let status: Value = serde_json::from_str(&nsctl("status --json")).unwrap();
+        assert_eq!(status["asks"][0], "stats -> db:sql");
+        assert!(nsctl("status").contains("\n  stats -> db:sql\n"));
+        nsctl("grant stats");
+        assert!(!reached("shop-stats"), "an answer alone opens nothing");
+        nsctl("apply");
+        assert!(reached("shop-stats"));
+        assert!(!nsctl("status").contains("nsctl grant"));
+        nsctl("grant stats --revoke");
+        nsctl("apply");
+        assert!(reached("shop-web") && !reached("shop-stats"));
+    });
+}
+
 #[test]
 fn answers_for_programs_have_the_documented_keys() {
     in_sandbox(|| {
@@ -247,7 +281,10 @@ fn answers_for_programs_have_the_documented_keys() {
         assert_eq!(keys(&applied["changes"][0]), ["address4", "address6", "change", "name", "what"]);
         assert_eq!(keys(&applied["changes"][2]), ["change", "from", "ports", "range", "to", "what"]);
         let status = json("status");
-        assert_eq!(keys(&status), ["drift", "edges", "exposures", "network", "outbound", "services", "warnings"]);
+        assert_eq!(
+            keys(&status),
+            ["asks", "drift", "edges", "exposures", "network", "outbound", "services", "warnings"]
+        );
         let service = ["address4", "address6", "link", "name", "netns", "ports", "state"];
         assert_eq!(keys(&status["services"][0]), service);
         let edge =
