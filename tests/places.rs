@@ -124,8 +124,8 @@ fn no_link_in_place_of_the_directory_makes_a_package_s_word_the_operator_s() {
         own_root();
         put("/etc/nsctl", "policy.toml", LND);
         let evil = "schema = 1\n[service.evil]\nconnect.lnd = [\"rpc\"]\n";
-        fs::create_dir_all("/usr/share/evil/policy.d").unwrap();
-        put("/usr/share/evil/policy.d", "50-evil.toml", evil);
+        fs::create_dir_all("/usr/lib/evil/policy.d").unwrap();
+        put("/usr/lib/evil/policy.d", "50-evil.toml", evil);
         put(OPERATOR, "50-evil.toml", evil);
         assert_eq!(edges(), "evil -> lnd:rpc\n", "the control: the operator may say it");
         fs::remove_file(Path::new(OPERATOR).join("50-evil.toml")).unwrap();
@@ -137,24 +137,24 @@ fn no_link_in_place_of_the_directory_makes_a_package_s_word_the_operator_s() {
         let is_a_package_s_word = || {
             assert_eq!(refused(), [format!("E0115 {file}"), format!("E0303 {file}")]);
             symlink(file, "/etc/evil.toml").unwrap();
-            for path in [VENDOR, file, "/usr/share/evil/policy.d/50-evil.toml", "/etc/evil.toml"] {
+            for path in [VENDOR, file, "/usr/lib/evil/policy.d/50-evil.toml", "/etc/evil.toml"] {
                 assert!(named(path).contains("E0115"), "{path}: {}", named(path));
             }
             fs::remove_file("/etc/evil.toml").unwrap();
-            put("/usr/share/evil/policy.d", "50-evil.toml", "schema = 1\nfragment = \"evil\"\n[service.evil]\n");
+            put("/usr/lib/evil/policy.d", "50-evil.toml", "schema = 1\nfragment = \"evil\"\n[service.evil]\n");
             assert_eq!(files()[1], format!("vendor {file}"));
-            put("/usr/share/evil/policy.d", "50-evil.toml", evil);
+            put("/usr/lib/evil/policy.d", "50-evil.toml", evil);
         };
         fs::remove_dir(VENDOR).unwrap();
-        symlink("/usr/share/evil/policy.d", VENDOR).unwrap();
+        symlink("/usr/lib/evil/policy.d", VENDOR).unwrap();
         is_a_package_s_word();
         fs::remove_file(VENDOR).unwrap();
         fs::remove_dir("/usr/lib/nsctl").unwrap();
-        symlink("../share/evil", "/usr/lib/nsctl").unwrap();
+        symlink("evil", "/usr/lib/nsctl").unwrap();
         is_a_package_s_word();
         // One link more, in the middle.
-        fs::rename("/usr/share/evil/policy.d", "/usr/share/evil/d").unwrap();
-        symlink("d", "/usr/share/evil/policy.d").unwrap();
+        fs::rename("/usr/lib/evil/policy.d", "/usr/lib/evil/d").unwrap();
+        symlink("d", "/usr/lib/evil/policy.d").unwrap();
         is_a_package_s_word();
     });
 }
