@@ -543,7 +543,7 @@ impl<'a> Run<'_, 'a> {
 }
 
 /// Whether a rule can decide anything: what only counts, logs, remembers or clamps is no matter of what passes.
-fn decides(rule: &Rule) -> bool {
+pub(super) fn decides(rule: &Rule) -> bool {
     rule.0.iter().any(|expr| ends(expr) || matches!(expr, Expr::Unknown(_)))
 }
 
