@@ -104,6 +104,7 @@ pub fn prove(
 ) -> Result<Proof, Box<Counterexample>> {
     let wires = desired.wires.iter().map(|(place, wire)| (place.clone(), wire.index)).collect();
     let facts = Facts::new(graph, addresses, host, wires);
+    wired(&facts, desired)?;
     let mut proof = Proof { panel: panel(&facts, desired)?, ..Proof::default() };
     let none = Ruleset::default();
     for place in desired.wires.keys() {
@@ -114,8 +115,8 @@ pub fn prove(
             Place::Host => {}
         }
     }
-    if let Some(rules) = desired.locks.get(&Place::Host).filter(|_| facts.has_host_table()) {
-        proof.host = on_host(&facts, rules)?;
+    if facts.has_host_table() {
+        proof.host = on_host(&facts, desired.locks.get(&Place::Host).unwrap_or(&none))?;
     }
     Ok(proof)
 }
@@ -245,6 +246,33 @@ impl Gate<'_> {
             ..Env::default()
         }
     }
+}
+
+/// That everybody whom the policy gives a wire has just one, with addresses of its own and an index and a name that nobody
+/// else's has: what is asked of the rules is asked wire by wire.
+fn wired(facts: &Facts<'_>, desired: &Desired) -> Result<(), Box<Counterexample>> {
+    let wrong = |what: String| {
+        let gate = "the fabric".to_owned();
+        Err(Box::new(Counterexample { gate, what, class: "every packet".into(), packet: None, trace: vec![] }))
+    };
+    let places = facts.places();
+    if let Some(place) = places.iter().find(|place| !desired.wires.contains_key(*place)) {
+        return wrong(format!("has no wire of {place}"));
+    }
+    let (mut indexes, mut names) = (BTreeMap::new(), BTreeMap::new());
+    for (place, wire) in &desired.wires {
+        if !places.contains(place) {
+            return wrong(format!("has a wire of {place}, which the policy does not give it"));
+        }
+        if wire.place != *place || facts.addresses.of(place) != Some(wire.addresses) {
+            return wrong(format!("has a wire of {place} with the addresses of somebody else"));
+        }
+        let twice = indexes.insert(wire.index, place).or(names.insert(&wire.outer, place));
+        if let Some(other) = twice {
+            return wrong(format!("has one wire of {other} and {place}"));
+        }
+    }
+    Ok(())
 }
 
 fn unreadable(gate: &str, rule: &Unreadable) -> Box<Counterexample> {
