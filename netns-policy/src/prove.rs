@@ -47,7 +47,7 @@ use crate::packet::Packet;
 use crate::ruleset::compile::LEG;
 use crate::ruleset::decide::conntrack::CtState;
 use crate::ruleset::decide::{Env, hooks};
-use crate::ruleset::{Chain, Expr, Family, Field, HookPoint, MetaKey, Ruleset};
+use crate::ruleset::{Chain, Expr, Family, Field, HookPoint, MetaKey, Reg, Rule, Ruleset, Table};
 use crate::topology::{Place, leg_link};
 use class::{Class, Ct, Ip, Var};
 use compare::{Deviation, compare};
@@ -104,9 +104,10 @@ pub fn prove(
 ) -> Result<Proof, Box<Counterexample>> {
     let wires = desired.wires.iter().map(|(place, wire)| (place.clone(), wire.index)).collect();
     let facts = Facts::new(graph, addresses, host, wires);
+    wired(&facts, desired)?;
     let mut proof = Proof { panel: panel(&facts, desired)?, ..Proof::default() };
+    let none = Ruleset::default();
     for place in desired.wires.keys() {
-        let none = Ruleset::default();
         let rules = desired.locks.get(place).unwrap_or(&none);
         match place {
             Place::Service(_) => proof.locks += lock(&facts, place, rules)?,
@@ -114,8 +115,8 @@ pub fn prove(
             Place::Host => {}
         }
     }
-    if let Some(rules) = desired.locks.get(&Place::Host).filter(|_| facts.has_host_table()) {
-        proof.host = on_host(&facts, rules)?;
+    if facts.has_host_table() {
+        proof.host = on_host(&facts, desired.locks.get(&Place::Host).unwrap_or(&none))?;
     }
     Ok(proof)
 }
@@ -185,23 +186,14 @@ impl Gate<'_> {
     fn holds(&self, packets: &[Class], spec: &Spec) -> Result<usize, Box<Counterexample>> {
         let mut count = 0;
         for class in packets {
-            let leaves = self.machine.run(self.family, &self.at, class).map_err(|rule| self.unreadable(&rule))?;
+            let leaves =
+                self.machine.run(self.family, &self.at, class).map_err(|rule| unreadable(&self.name, &rule))?;
             if let Some(deviation) = compare(&leaves, spec, self.key) {
                 return Err(self.counterexample(&deviation));
             }
             count += leaves.len();
         }
         Ok(count)
-    }
-
-    fn unreadable(&self, rule: &Unreadable) -> Box<Counterexample> {
-        Box::new(Counterexample {
-            gate: self.name.clone(),
-            what: format!("cannot be followed in chain {}, rule {}: {}", rule.chain, rule.rule + 1, rule.why),
-            class: "every packet that comes so far".into(),
-            packet: None,
-            trace: vec![],
-        })
     }
 
     fn counterexample(&self, deviation: &Deviation) -> Box<Counterexample> {
@@ -260,6 +252,7 @@ impl Gate<'_> {
 
     fn env(&self, point: &witness::Point) -> Env<'_> {
         let index = |link: Option<&Link>| link.map_or(0, |link| link.index);
+        let group = |link: Option<&Link>| link.map(|link| link.group);
         let (iif, oif) = (index(self.at.iif), index(self.at.oif));
         let ct = Ct::ALL[point[Var::Ct as usize] as usize % Ct::ALL.len()];
         let ct = CtState { state: ct.state(), direction: ct.direction().unwrap_or_default(), status: 0 };
@@ -270,6 +263,8 @@ impl Gate<'_> {
             iifname: self.at.iif.map_or("", |link| &link.name),
             oif,
             oifname: self.at.oif.map_or("", |link| &link.name),
+            iifgroup: group(self.at.iif),
+            oifgroup: group(self.at.oif),
             ct: (ct.state != CtState::INVALID).then_some(ct),
             fib_daddr_type: if local { crate::ruleset::decide::LOCAL } else { crate::ruleset::decide::UNICAST },
             limits_exhausted: point[Var::Exhausted as usize] == 1,
@@ -277,6 +272,43 @@ impl Gate<'_> {
             ..Env::default()
         }
     }
+}
+
+/// That everybody whom the policy gives a wire has just one, with addresses of its own and an index and a name that nobody
+/// else's has: what is asked of the rules is asked wire by wire.
+fn wired(facts: &Facts<'_>, desired: &Desired) -> Result<(), Box<Counterexample>> {
+    let wrong = |what: String| {
+        let gate = "the fabric".to_owned();
+        Err(Box::new(Counterexample { gate, what, class: "every packet".into(), packet: None, trace: vec![] }))
+    };
+    let places = facts.places();
+    if let Some(place) = places.iter().find(|place| !desired.wires.contains_key(*place)) {
+        return wrong(format!("has no wire of {place}"));
+    }
+    let (mut indexes, mut names) = (BTreeMap::new(), BTreeMap::new());
+    for (place, wire) in &desired.wires {
+        if !places.contains(place) {
+            return wrong(format!("has a wire of {place}, which the policy does not give it"));
+        }
+        if wire.place != *place || facts.addresses.of(place) != Some(wire.addresses) {
+            return wrong(format!("has a wire of {place} with the addresses of somebody else"));
+        }
+        let twice = indexes.insert(wire.index, place).or(names.insert(&wire.outer, place));
+        if let Some(other) = twice {
+            return wrong(format!("has one wire of {other} and {place}"));
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(gate: &str, rule: &Unreadable) -> Box<Counterexample> {
+    Box::new(Counterexample {
+        gate: gate.to_owned(),
+        what: format!("cannot be followed in chain {}, rule {}: {}", rule.chain, rule.rule + 1, rule.why),
+        class: "every packet that comes so far".into(),
+        packet: None,
+        trace: vec![],
+    })
 }
 
 fn panel(facts: &Facts<'_>, desired: &Desired) -> Result<usize, Box<Counterexample>> {
@@ -321,10 +353,10 @@ struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    /// With the links that its rules can tell apart: those they name, `own`, and others.
-    fn new(name: String, rules: &'a Ruleset, own: &[&str], local: Vec<(Ip, Numbers)>) -> Self {
-        let links = links(rules, own);
-        Self { name, rules, machine: Machine::new(rules), links, local, packets: Class::datagrams() }
+    /// Of the addresses and links of its own it knows none yet, but for the links that its rules name, and `own`.
+    fn new(name: String, rules: &'a Ruleset, own: &[&str], groups: &[u32]) -> Result<Self, Box<Counterexample>> {
+        let links = links(rules, own, groups).map_err(|rule| unreadable(&name, &rule))?;
+        Ok(Self { name, rules, machine: Machine::new(rules), links, local: vec![], packets: Class::datagrams() })
     }
 
     fn holds(
@@ -361,6 +393,10 @@ impl<'a> Room<'a> {
                 }
                 HookPoint::Output => count += self.holds(point, (None, Some(one)), &spec(one, one))?,
                 HookPoint::Forward | HookPoint::Postrouting => {
+                    if point == HookPoint::Postrouting {
+                        // What this namespace sends itself came from nowhere.
+                        count += self.holds(point, (None, Some(one)), &spec(one, one))?;
+                    }
                     for other in &self.links {
                         count += self.holds(point, (Some(one), Some(other)), &spec(one, other))?;
                     }
@@ -382,63 +418,158 @@ fn word(point: HookPoint) -> &'static str {
     }
 }
 
-/// Every link that these rules can tell from others.
-fn links(rules: &Ruleset, own: &[&str]) -> Vec<Link> {
-    let mut names: BTreeSet<String> = own.iter().map(|name| (*name).to_owned()).collect();
-    let mut indexes: BTreeSet<u32> = BTreeSet::new();
-    let every_rule = || rules.tables.values().flat_map(|table| table.chains.values()).flat_map(|chain| &chain.rules);
-    let asks = |keys: &[MetaKey]| {
-        let mut all = every_rule().flat_map(|rule| &rule.0);
-        all.any(|expr| matches!(expr, Expr::Meta { key, .. } if keys.contains(key)))
+/// Every link that these rules, or what is asked of them, can tell from others: each index with each name and each group
+/// that somebody names, and with one of each kind that nobody names. `own` are names that the question tells apart, `groups`
+/// are groups that it does.
+fn links(rules: &Ruleset, own: &[&str], groups: &[u32]) -> Result<Vec<Link>, Unreadable> {
+    let mut told = Told {
+        names: own.iter().map(|name| (*name).to_owned()).collect(),
+        groups: groups.iter().copied().collect(),
+        ..Told::default()
     };
-    for set in rules.tables.values().flat_map(|table| table.sets.values()) {
-        let mut at = 0;
-        for field in &set.key {
-            let here = set.elements.keys().filter_map(|key| key.from.get(at..at + 4)?.try_into().ok());
-            indexes.extend(here.filter(|_| *field == Field::IfaceIndex).map(u32::from_ne_bytes));
-            at += field.padded_len();
-        }
-    }
-    for rule in every_rule() {
-        for (load, cmp) in rule.0.iter().zip(rule.0.iter().skip(1)) {
-            let (Expr::Meta { key, .. }, Expr::Cmp { data, .. }) = (load, cmp) else { continue };
-            match key {
-                MetaKey::Iifname | MetaKey::Oifname => {
-                    let name: Vec<u8> = data.iter().copied().take_while(|byte| *byte != 0).collect();
-                    names.extend(String::from_utf8(name));
-                }
-                MetaKey::Iif | MetaKey::Oif => {
-                    indexes.extend(<[u8; 4]>::try_from(&data[..]).map(u32::from_ne_bytes));
-                }
-                _ => {}
+    let mut asks_names = own.len() > 1;
+    for table in rules.tables.values() {
+        for (name, chain) in &table.chains {
+            for (n, rule) in chain.rules.iter().enumerate().filter(|(_, rule)| machine::decides(rule)) {
+                let asked = told.read(table, rule);
+                asks_names |= asked.map_err(|why| Unreadable { chain: name.clone(), rule: n, why })?;
             }
         }
     }
     const LO: u32 = 1;
-    let free = indexes.iter().max().map_or(2, |most| most.saturating_add(1)).max(2);
+    let Told { mut names, mut indexes, mut groups } = told;
     indexes.remove(&LO);
     names.remove("lo");
-    // On the host, where groups are asked for, links of ours are those with a `+` in their name.
-    let group = |name: &str| if name.contains('+') { GROUP } else { 0 };
-    let named = |index: u32, name: &str| Link { index, name: name.to_owned(), group: group(name) };
-    // Where they ask for names, one that nobody names; where they ask for groups, one of another network of ours.
-    let mut others = Vec::new();
-    if asks(&[MetaKey::Iifname, MetaKey::Oifname]) {
-        others.push("other0".to_owned());
+    indexes.extend((LO + 1..).find(|index| !indexes.contains(index)));
+    let unnamed = (0u32..).map(|n| format!("other{n}")).find(|name| !names.contains(name));
+    names.extend(unnamed.filter(|_| asks_names));
+    groups.extend((0..).find(|group| !groups.contains(group)));
+    let mut links = vec![Link { index: LO, name: "lo".into(), group: 0 }];
+    for index in indexes {
+        for name in &names {
+            links.extend(groups.iter().map(|group| Link { index, name: name.clone(), group: *group }));
+        }
     }
-    if asks(&[MetaKey::Iifgroup, MetaKey::Oifgroup]) {
-        others.push("other+leg".to_owned());
+    Ok(links)
+}
+
+/// Links that are told apart.
+#[derive(Default)]
+struct Told {
+    names: BTreeSet<String>,
+    indexes: BTreeSet<u32>,
+    groups: BTreeSet<u32>,
+}
+
+impl Told {
+    /// Adds what a rule compares links with. Whether it asks for names.
+    fn read(&mut self, table: &Table, rule: &Rule) -> Result<bool, &'static str> {
+        const ODD: &str = "it does more with a link than to compare it";
+        let mut asks_names = false;
+        // What was last loaded where: a register that was covered from another one on, the machine does not read.
+        let mut loaded: BTreeMap<u8, MetaKey> = BTreeMap::new();
+        for expr in rule.0.iter() {
+            match expr {
+                Expr::Meta { key, dreg } => {
+                    let (name, number) = (is_name(*key), is_index(*key) || is_group(*key));
+                    asks_names |= name;
+                    if name || number {
+                        loaded.insert(dreg.0, *key)
+                    } else {
+                        loaded.remove(&dreg.0)
+                    };
+                }
+                Expr::Cmp { sreg, data, .. } => {
+                    let Some(key) = loaded.get(&sreg.0) else { continue };
+                    if is_name(*key) {
+                        self.names.insert(name_of(data).ok_or(ODD)?);
+                        continue;
+                    }
+                    let number = data[..].try_into().map(u32::from_ne_bytes).map_err(|_| ODD)?;
+                    if is_index(*key) {
+                        self.indexes.insert(number)
+                    } else {
+                        self.groups.insert(number)
+                    };
+                }
+                Expr::Lookup { set, sreg, dreg, .. } => {
+                    self.asked(table, set, *sreg, &loaded).ok_or(ODD)?;
+                    loaded.retain(|register, _| dreg.is_none_or(|dreg| dreg.0 != *register));
+                }
+                Expr::Payload { dreg, .. }
+                | Expr::RoutingHeaderExists { dreg }
+                | Expr::FragmentHeaderExists { dreg }
+                | Expr::Immediate { dreg, .. }
+                | Expr::Ct { dreg, .. }
+                | Expr::FibDaddrType { dreg }
+                | Expr::RtTcpMss { dreg } => drop(loaded.remove(&dreg.0)),
+                Expr::Bitwise { sreg, dreg, .. } => {
+                    if loaded.contains_key(&sreg.0) {
+                        return Err(ODD);
+                    }
+                    loaded.remove(&dreg.0);
+                }
+                // The machine refuses these, or knows where they lead only if it is a constant.
+                Expr::Update { .. }
+                | Expr::CountOver { .. }
+                | Expr::CtCountOver { .. }
+                | Expr::Fwd { .. }
+                | Expr::Verdict(_)
+                | Expr::Reject(_)
+                | Expr::Log { .. }
+                | Expr::Limit { .. }
+                | Expr::Counter
+                | Expr::Masquerade
+                | Expr::Dnat { .. }
+                | Expr::SetTcpMss { .. }
+                | Expr::Unknown(_) => {}
+            }
+        }
+        Ok(asks_names)
     }
-    let mut links = vec![named(LO, "lo")];
-    links.extend(indexes.iter().map(|index| named(*index, "other0")));
-    links.extend(names.iter().chain(&others).map(|name| named(free, name)));
-    links
+
+    /// A set may be asked for an index where its key has one, for nothing else of a link.
+    fn asked(&mut self, table: &Table, set: &str, sreg: Reg, loaded: &BTreeMap<u8, MetaKey>) -> Option<()> {
+        // The machine refuses a set that is not there.
+        let Some(set) = table.sets.get(set) else { return Some(()) };
+        let mut at = 0;
+        for field in &set.key {
+            let register = sreg.0.checked_add(u8::try_from(at / 4).ok()?)?;
+            if let Some(key) = loaded.get(&register) {
+                if !is_index(*key) || *field != Field::IfaceIndex {
+                    return None;
+                }
+                let here = set.elements.keys().filter_map(|key| key.from.get(at..at + 4)?.try_into().ok());
+                self.indexes.extend(here.map(u32::from_ne_bytes));
+            }
+            at += field.padded_len();
+        }
+        Some(())
+    }
+}
+
+fn is_name(key: MetaKey) -> bool {
+    matches!(key, MetaKey::Iifname | MetaKey::Oifname)
+}
+
+fn is_index(key: MetaKey) -> bool {
+    matches!(key, MetaKey::Iif | MetaKey::Oif)
+}
+
+fn is_group(key: MetaKey) -> bool {
+    matches!(key, MetaKey::Iifgroup | MetaKey::Oifgroup)
+}
+
+/// A whole name, as it is compared: not the beginning of many.
+fn name_of(data: &[u8]) -> Option<String> {
+    let end = data.iter().position(|byte| *byte == 0)?;
+    (data.len() == 16).then(|| String::from_utf8(data[..end].to_vec()).ok())?
 }
 
 fn lock(facts: &Facts<'_>, place: &Place, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
     let Place::Service(name) = place else { return Ok(0) };
     let Some(service) = facts.graph.service(name.as_str()) else { return Ok(0) };
-    let mut room = Room::new(format!("the lock of {place}"), rules, &["net0"], vec![]);
+    let mut room = Room::new(format!("the lock of {place}"), rules, &["net0"], &[])?;
     room.machine.limits = service.limits;
     let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
     count += room.all(HookPoint::Input, |from, _| facts.input(place, from))?;
@@ -449,7 +580,7 @@ fn lock(facts: &Facts<'_>, place: &Place, rules: &Ruleset) -> Result<usize, Box<
 }
 
 fn gateway(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
-    let room = Room::new("the gateway uplink".into(), rules, &["net0", LEG], vec![]);
+    let room = Room::new("the gateway uplink".into(), rules, &["net0", LEG], &[])?;
     let mut count = room.all(HookPoint::Prerouting, |from, _| facts.gateway_prerouting(from))?;
     count += room.all(HookPoint::Input, |from, _| facts.gateway_input(from))?;
     count += room.all(HookPoint::Forward, |from, by| facts.gateway_forward(from, by))?;
@@ -461,7 +592,11 @@ fn gateway(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexamp
 fn on_host(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
     let network = &facts.graph.network().name;
     let (wire, leg) = (Place::Host.inner_link(network), leg_link(network));
-    let room = Room::new("the table on the host".into(), rules, &[wire.as_str(), leg.as_str()], facts.host_local());
+    // Where forwarding was off is asked of the uplinks by name and of our links by group, whether or not a rule does.
+    let uplinks = facts.host.uplinks4.iter().chain(&facts.host.uplinks6).map(String::as_str);
+    let own: Vec<&str> = [wire.as_str(), leg.as_str()].into_iter().chain(uplinks).collect();
+    let mut room = Room::new("the table on the host".into(), rules, &own, &[GROUP])?;
+    room.local = facts.host_local();
     let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
     count += room.all(HookPoint::Input, |from, _| facts.host_input(from))?;
     count += room.all(HookPoint::Forward, |from, by| facts.host_forward(from, by))?;

@@ -565,7 +565,7 @@ fn is_strange_hook(rule: &Rule) -> bool {
 }
 
 /// Whether a rule can decide anything: what only asks, counts, logs, remembers or clamps is no matter of what passes.
-fn decides(rule: &Rule) -> bool {
+pub(super) fn decides(rule: &Rule) -> bool {
     !rule.0.iter().all(|expr| match expr {
         Expr::Meta { .. }
         | Expr::Payload { .. }

@@ -7,7 +7,7 @@ mod host;
 mod lock;
 mod panel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -136,6 +136,15 @@ impl<'a> Facts<'a> {
         facts
     }
 
+    /// Who ought to have a wire: each service, the gateway if somebody goes out by it, the host if it has an edge.
+    pub(super) fn places(&self) -> BTreeSet<Place> {
+        let services = self.graph.services().map(|service| Place::Service(service.name.clone()));
+        let uplink = self.graph.services().any(goes_out).then_some(Place::Uplink);
+        let edges = self.graph.edges();
+        let has_edge = edges.iter().any(|edge| edge.from == Origin::Host || edge.to == Target::Host);
+        services.chain(uplink).chain(has_edge.then_some(Place::Host)).collect()
+    }
+
     /// The rights that start at `place`.
     pub(super) fn rights_from(&self, place: &Place) -> impl Iterator<Item = &Right> {
         self.from.get(place).into_iter().flatten().map(|n| &self.rights[*n])
@@ -215,6 +224,13 @@ impl<'a> Facts<'a> {
         }
         ways
     }
+}
+
+/// Whether a service needs the gateway: to reach something outside, or to ask a resolver there.
+fn goes_out(service: &Service) -> bool {
+    let outbound = &service.outbound;
+    let everything = outbound.direct || outbound.lan;
+    everything || !outbound.direct_only.is_empty() || !outbound.lan_only.is_empty() || service.dns == Dns::Direct
 }
 
 /// One way out.

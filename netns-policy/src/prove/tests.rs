@@ -133,7 +133,7 @@ fn scenes(made: &Made, look: &mut impl FnMut(&Scene<'_>)) {
             machine.limits = made.graph.service(name.as_str()).unwrap().limits;
         }
         let local = if *place == Place::Host { facts.host_local() } else { vec![] };
-        let links = links(rules, &["net0"]);
+        let links = links(rules, &["net0"], &[GROUP]).unwrap();
         let none = None;
         for one in &links {
             for other in &links {

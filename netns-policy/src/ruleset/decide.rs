@@ -32,6 +32,10 @@ pub struct Env<'a> {
     pub oif: u32,
     /// Its name, empty for none.
     pub oifname: &'a str,
+    /// Group of the incoming interface; `None` for [`crate::desired::GROUP`] where its name has a `+`, else 0.
+    pub iifgroup: Option<u32>,
+    /// Group of the outgoing interface, likewise.
+    pub oifgroup: Option<u32>,
     /// The connection; `None` where there is none: in the netdev family, or for an invalid packet.
     pub ct: Option<CtState>,
     /// `fib daddr type`: [`UNICAST`], [`LOCAL`] or another `RTN_*`.
@@ -58,6 +62,8 @@ impl Default for Env<'_> {
             iifname: "",
             oif: 0,
             oifname: "",
+            iifgroup: None,
+            oifgroup: None,
             ct: None,
             fib_daddr_type: UNICAST,
             limits_exhausted: false,

@@ -228,7 +228,11 @@ pub struct Made {
 
 impl Made {
     pub fn of(text: &str) -> Self {
-        let (graph, host) = (graph(text), host());
+        Self::on(host(), text)
+    }
+
+    pub fn on(host: HostNetwork, text: &str) -> Self {
+        let graph = graph(text);
         let addresses = AddressPlan::assign(&graph, &AddressBook::default(), 0, false).unwrap();
         let observed = Observed { host: host.clone(), ..Observed::default() };
         let (desired, _) = Desired::new(&graph, &addresses, &observed, Capabilities { netdev_reject: true }, 0);

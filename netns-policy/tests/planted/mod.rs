@@ -468,3 +468,119 @@ pub const MORE: [Mutant; 56] = [
         drop(rules(host(w), "input").pop());
     }),
 ];
+
+// ---- such as pass where a proof believes too much --------------------------------------------------------------------
+
+/// `META == DATA`.
+fn is(key: MetaKey, data: &[u8]) -> Vec<Expr> {
+    vec![Expr::Meta { key, dreg: Reg(0) }, Expr::Cmp { equal: true, sreg: Reg(0), data: data.into() }]
+}
+
+fn named(key: MetaKey, name: &str) -> Vec<Expr> {
+    let mut data = name.as_bytes().to_vec();
+    data.resize(16, 0);
+    is(key, &data)
+}
+
+/// `fib daddr type local`.
+fn is_local() -> Vec<Expr> {
+    let data = 2u32.to_ne_bytes().into();
+    vec![Expr::FibDaddrType { dreg: Reg(0) }, Expr::Cmp { equal: true, sreg: Reg(0), data }]
+}
+
+/// Changes every limit that decides in the output of `alpha`.
+fn limits(w: &mut World, change: impl Fn(&mut Expr)) {
+    rules(lock(w, "alpha"), "output").iter_mut().flat_map(|rule| rule.0.iter_mut()).for_each(change);
+}
+
+/// Of [`LARGE`].
+pub const BELIEVED: [Mutant; 21] = [
+    ("host: only the guard of IPv4 is missing", |w| {
+        let eth0 = named(MetaKey::Iifname, "eth0");
+        rules(host(w), "forward").retain(|rule| !rule.0.contains(&eth0[1]));
+    }),
+    ("host: only the guard of IPv6 is missing", |w| drop(rules(host(w), "forward").pop())),
+    ("host: the guard spares no other network", |w| {
+        let group = |e: &Expr| matches!(e, Expr::Meta { key: MetaKey::Oifgroup, .. });
+        for rule in rules(host(w), "forward") {
+            let at = rule.0.iter().position(group);
+            at.into_iter().for_each(|at| drop(rule.0.drain(at..=at + 1)));
+        }
+    }),
+    ("host: one index of an uplink passes the guard", |w| {
+        let words = [is(MetaKey::Iif, &7u32.to_ne_bytes()), named(MetaKey::Iifname, "eth0")].concat();
+        rules(host(w), "forward").insert(0, accepting(words));
+    }),
+    ("host: a group that nobody names is dropped", |w| {
+        let words = is(MetaKey::Iifgroup, &9u32.to_ne_bytes());
+        rules(host(w), "forward").push(Rule::from([words, vec![Expr::Verdict(Verdict::Drop)]].concat()));
+    }),
+    ("host: related of any protocol goes into the leg", |w| rules(host(w), "to_leg").insert(0, accepting(state(4)))),
+    ("host: related of any protocol comes by the leg", |w| {
+        let words = [named(MetaKey::Iifname, "node+leg"), state(4)].concat();
+        rules(host(w), "input").insert(0, accepting(words));
+    }),
+    ("host: no rule at all", |w| w.leg.as_mut().unwrap().host.tables.clear()),
+    ("lock: what is local is accepted", |w| rules(lock(w, "bravo"), "input").insert(1, accepting(is_local()))),
+    ("gateway: what is local is accepted", |w| rules(lock(w, "uplink"), "input").insert(1, accepting(is_local()))),
+    ("lock: a link of some index and of its name is believed", |w| {
+        let words = [is(MetaKey::Iif, &2u32.to_ne_bytes()), named(MetaKey::Iifname, "net0")].concat();
+        rules(lock(w, "bravo"), "input").insert(1, accepting(words));
+    }),
+    ("lock: a name is believed though no rule else asks for one", |w| {
+        rules(lock(w, "bravo"), "input").insert(1, accepting(named(MetaKey::Iifname, "other0")));
+    }),
+    ("lock: a group is believed", |w| {
+        rules(lock(w, "bravo"), "input").insert(1, accepting(is(MetaKey::Iifgroup, &7u32.to_ne_bytes())));
+    }),
+    ("lock: an index is believed, loaded a while before", |w| {
+        let mut words = is(MetaKey::Iif, &9u32.to_ne_bytes());
+        words.insert(1, Expr::Counter);
+        rules(lock(w, "bravo"), "input").insert(1, accepting(words));
+    }),
+    ("lock: a part of an index is believed", |w| {
+        let (mask, xor) = (0x8000_0000u32.to_ne_bytes().into(), vec![0; 4]);
+        let mut words = is(MetaKey::Iif, &0x8000_0000u32.to_ne_bytes());
+        words.insert(1, Expr::Bitwise { sreg: Reg(0), dreg: Reg(0), mask, xor });
+        rules(lock(w, "bravo"), "input").insert(1, accepting(words));
+    }),
+    ("lock: one flow more than the limit", |w| {
+        limits(w, |expr| {
+            if let Expr::CtCountOver { count } = expr {
+                *count += 1;
+            }
+        });
+    }),
+    ("lock: a thousand times as many flows", |w| {
+        limits(w, |expr| {
+            if let Expr::CtCountOver { count } = expr {
+                *count *= 1000;
+            }
+        });
+    }),
+    ("lock: one more in a second", |w| {
+        limits(w, |expr| {
+            if let Expr::Limit { per_second, over: true, .. } = expr {
+                *per_second += 1;
+            }
+        });
+    }),
+    ("lock: one less in a second", |w| {
+        limits(w, |expr| {
+            if let Expr::Limit { per_second, over: true, .. } = expr {
+                *per_second -= 1;
+            }
+        });
+    }),
+    ("lock: one more at once", |w| {
+        limits(w, |expr| {
+            if let Expr::Limit { burst, over: true, .. } = expr {
+                *burst += 1;
+            }
+        });
+    }),
+    ("lock: a limit that nobody asked for", |w| {
+        let over = [state(8), vec![Expr::CtCountOver { count: 100 }, Expr::Verdict(Verdict::Drop)]].concat();
+        rules(lock(w, "charlie"), "output").insert(1, Rule::from(over));
+    }),
+];

@@ -1,12 +1,12 @@
 //! The first lock: what a wire may send, and into which wire it goes.
 
-use super::{Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_ports, to_ports};
+use super::{Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_ports, goes_out, to_ports};
 use crate::graph::Service;
 use crate::port::Protocol;
 use crate::prove::class::{Class, Ip, Var};
 use crate::prove::machine::Outcome;
 use crate::prove::numbers::Numbers;
-use crate::topology::{Place, uses_uplink};
+use crate::topology::Place;
 
 /// Untagged, with whole addresses, and without a routing header.
 fn frames(ip: Ip) -> Class {
@@ -138,7 +138,7 @@ impl Facts<'_> {
 
     /// From a service to the gateway.
     fn out(&self, place: &Place, service: &Service, spec: &mut Spec) {
-        let Some(to) = self.wire_of(&Place::Uplink).filter(|_| uses_uplink(service)) else { return };
+        let Some(to) = self.wire_of(&Place::Uplink).filter(|_| goes_out(service)) else { return };
         for ip in Ip::BOTH {
             let Some(own) = self.own(place, ip) else { continue };
             let class = frames(ip).with(Var::Saddr, &Numbers::one(own));
@@ -155,7 +155,7 @@ impl Facts<'_> {
     /// From the gateway to a service.
     fn in_again(&self, service: &Service, spec: &mut Spec) {
         let place = Place::Service(service.name.clone());
-        let Some(to) = self.wire_of(&place).filter(|_| uses_uplink(service)) else { return };
+        let Some(to) = self.wire_of(&place).filter(|_| goes_out(service)) else { return };
         for ip in Ip::BOTH {
             let Some(own) = self.own(&place, ip) else { continue };
             let class = frames(ip).with(Var::Daddr, &Numbers::one(own));

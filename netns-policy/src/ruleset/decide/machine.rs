@@ -181,8 +181,8 @@ impl<'a, 'p> Machine<'a, 'p> {
         match key {
             MetaKey::Iif => self.store_number(dreg, self.env.iif),
             MetaKey::Oif => self.store_number(dreg, self.env.oif),
-            MetaKey::Iifgroup => self.store_number(dreg, group(self.env.iifname)),
-            MetaKey::Oifgroup => self.store_number(dreg, group(self.env.oifname)),
+            MetaKey::Iifgroup => self.store_number(dreg, self.env.iifgroup.unwrap_or_else(|| group(self.env.iifname))),
+            MetaKey::Oifgroup => self.store_number(dreg, self.env.oifgroup.unwrap_or_else(|| group(self.env.oifname))),
             MetaKey::Iifname => self.registers.store(dreg, &link_name(self.env.iifname)),
             MetaKey::Oifname => self.registers.store(dreg, &link_name(self.env.oifname)),
             MetaKey::L4proto => self.registers.store(dreg, &[self.view.transport?.protocol]),
