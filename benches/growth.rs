@@ -100,7 +100,9 @@ fn row(size: usize, command: &[&str], policy: &Path, state: &Path) -> io::Result
     let mut parent = Command::new(std::env::current_exe()?);
     parent.args(["measure", NSCTL]).args(command);
     let paths: [(&str, PathBuf); 2] = [("--policy", policy.into()), ("--state", state.into())];
-    paths.iter().for_each(|(option, path)| drop(parent.arg(option).arg(path)));
+    for (option, path) in paths {
+        parent.arg(option).arg(path);
+    }
     let output = parent.stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut numbers = text.split_whitespace().map(|number| number.parse::<f64>().map_err(io::Error::other));

@@ -50,12 +50,15 @@
 //! - Nothing of the host is changed but what bears our mark: namespaces, links, tables, routes and rules of our names.
 //! - What exists is read from the kernel before every change, never remembered.
 
+pub mod attempt;
 pub mod exec;
 pub(crate) mod file;
+pub mod grant;
 pub mod internet;
 pub mod kernel;
 pub mod matrix;
 pub mod orchestrator;
+pub mod own;
 pub mod policy;
 pub mod reconcile;
 pub mod report;

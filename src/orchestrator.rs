@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnetwork::IpNetwork;
 use netns_policy::address::{AddressBook, AddressError, AddressPlan};
+use netns_policy::ask::Ask;
 use netns_policy::changes::Change;
 use netns_policy::desired::{Desired, HostRoute, Leg, Wire};
 use netns_policy::diagnostic::{PolicyErrors, Warning};
@@ -30,6 +31,7 @@ use crate::kernel::nft::NftError;
 use crate::kernel::probe::{self, ProbeError};
 use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux, netns};
+use crate::own;
 use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::reconcile;
 use crate::report::{Report, StepError};
@@ -106,6 +108,9 @@ pub enum Error {
         /// The networks that are known.
         known: Vec<NetworkName>,
     },
+    /// The policy file of ours cannot be changed.
+    #[error(transparent)]
+    Own(#[from] crate::own::OwnError),
     /// The policy is wrong.
     #[error("the policy is refused")]
     Policy(#[from] PolicyErrors),
@@ -221,6 +226,8 @@ fn steps_of(spoiled: &[StepError]) -> String {
 pub struct Checked {
     /// The allow-graph.
     pub graph: AllowGraph,
+    /// What fragments ask for, answered or not.
+    pub asks: Vec<Ask>,
     /// Legal, but doubtful.
     pub warnings: Vec<Warning>,
     /// The files that it was read from, and those that they mask.
@@ -336,9 +343,9 @@ impl Orchestrator {
     ///
     /// [`Error::Read`] and [`Error::Policy`].
     pub fn check(&self) -> Result<Checked, Error> {
-        let policy::Read { sources, files, editable } = policy::read(&self.options.policy)?;
+        let policy::Read { sources, files, editable } = own::read(&self.options)?;
         let checked = AllowGraph::parse(&sources)?;
-        Ok(Checked { graph: checked.graph, warnings: checked.warnings, files, editable })
+        Ok(Checked { graph: checked.graph, asks: checked.asks, warnings: checked.warnings, files, editable })
     }
 
     /// The policy, if it is nobody's to change but root's and the caller's.
@@ -357,10 +364,9 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::check`]; [`Error::Unproved`].
     pub fn check_and_prove(&self) -> Result<(Checked, Proof), Error> {
-        let (book, nothing) = (AddressBook::default(), Observed::default());
-        let planned = self.planned_on(self.check()?, &book, nothing, Capabilities::default())?;
-        let proof = proved(&planned)?;
-        Ok((planned.checked, proof))
+        let checked = self.check()?;
+        let proof = proved_alone(&checked.graph, &AddressBook::default())?;
+        Ok((checked, proof))
     }
 
     /// Every `[[test]]` and `[[never]]` with its outcome, of a policy that may break them. Needs no privilege.
@@ -369,7 +375,7 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::check`], but for broken tests and invariants.
     pub fn trials(&self) -> Result<Vec<Trial>, Error> {
-        Ok(AllowGraph::trials(&policy::read(&self.options.policy)?.sources)?)
+        Ok(AllowGraph::trials(&own::read(&self.options)?.sources)?)
     }
 
     /// What [`Orchestrator::apply`] would do, with the proof that it is what the policy says. Changes nothing.
@@ -403,7 +409,8 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan_offline`].
     pub fn prove(&self) -> Result<Proof, Error> {
-        proved(&self.planned_offline()?)
+        let graph = self.check()?.graph;
+        proved_alone(&graph, &self.store(&graph.network().name).addresses()?)
     }
 
     /// Reads the rules that the kernel holds and proves that they do what the policy says.
@@ -423,12 +430,17 @@ impl Orchestrator {
     ///
     /// When the policy is wrong or the recorded addresses cannot be read.
     pub fn plan_offline(&self) -> Result<Planned, Error> {
-        let mut planned = self.planned_offline()?;
+        let mut planned = self.look_offline()?;
         planned.proof = Some(proved(&planned)?);
         Ok(planned)
     }
 
-    fn planned_offline(&self) -> Result<Planned, Error> {
+    /// The same without a proof, for who only looks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan_offline`].
+    pub fn look_offline(&self) -> Result<Planned, Error> {
         let checked = self.check()?;
         let store = self.store(&checked.graph.network().name);
         let book = store.addresses()?;
@@ -736,6 +748,14 @@ fn addresses_seen(observed: &Observed, network: &NetworkName) -> BTreeMap<String
         observed.fabric_knows(network, name).then(|| (name.to_owned(), link.addresses.clone()))
     });
     seen.collect()
+}
+
+/// For an empty machine, and without a plan for it, which would hold every rule once more.
+fn proved_alone(graph: &AllowGraph, book: &AddressBook) -> Result<Proof, Error> {
+    let addresses = AddressPlan::assign(graph, book, now(), false)?;
+    let nothing = Observed::default();
+    let (desired, _) = Desired::new(graph, &addresses, &nothing, Capabilities::default(), book.next_index);
+    prove(graph, &addresses, &nothing.host, &desired).map_err(Error::Unproved)
 }
 
 fn proved(planned: &Planned) -> Result<Proof, Error> {

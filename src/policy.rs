@@ -253,6 +253,22 @@ pub fn read(paths: &[PathBuf]) -> Result<Read, ReadErrors> {
     search.read(paths)
 }
 
+/// Reads the files at [`DEFAULT_PATHS`] and in `more`, which has the weight of /etc: for a machine whose /etc cannot be
+/// written.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_system(more: &Path) -> Result<Read, ReadErrors> {
+    let mut paths: Vec<PathBuf> = DEFAULT_PATHS.iter().map(PathBuf::from).collect();
+    paths.insert(DEFAULT_PATHS.len() - 1, more.to_owned());
+    let mut search = Search::new(false);
+    for path in &paths {
+        search.look(path);
+    }
+    search.read(paths)
+}
+
 /// A file to be read.
 #[derive(Debug)]
 struct Entry {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use netns_policy::ask::{Answer, Ask};
 use netns_policy::changes::{Change, observed_names};
 use netns_policy::graph::{Edge, Origin, Outbound, Target};
 use netns_policy::observed::Observed;
@@ -27,6 +28,8 @@ pub struct Status {
     pub outbound: Vec<OutboundStatus>,
     /// Every way in from outside.
     pub exposures: Vec<ExposureStatus>,
+    /// What fragments ask for and nobody has answered, as `charge-lnd -> lnd:rpc`.
+    pub asks: Vec<String>,
     /// Differences between the kernel and the policy.
     pub drift: Vec<String>,
     /// What is as the policy says and yet not as anybody would want it.
@@ -123,10 +126,15 @@ impl Status {
                     state: "not served",
                 })
                 .collect(),
+            asks: open_asks(&planned.checked.asks),
             drift: drift(planned),
             warnings: Vec::new(),
         }
     }
+}
+
+fn open_asks(asks: &[Ask]) -> Vec<String> {
+    asks.iter().filter(|ask| ask.answer == Answer::Open).map(ToString::to_string).collect()
 }
 
 fn service_status(planned: &Planned, service: &netns_policy::graph::Service) -> Option<ServiceStatus> {

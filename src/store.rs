@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use netns_policy::address::AddressBook;
@@ -21,7 +21,6 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::stat::{major, minor};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::file::{self, FileError};
@@ -208,7 +207,7 @@ impl Store {
     ///
     /// When the file is there and cannot be read or understood: addresses are never guessed anew over a broken record.
     pub fn addresses(&self) -> Result<AddressBook, StoreError> {
-        self.read(ADDRESSES)
+        self.read(ADDRESSES, AddressBook::from_json)
     }
 
     /// Records addresses.
@@ -242,7 +241,7 @@ impl Store {
     }
 
     fn recorded_sysctls(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        let recorded: BTreeMap<String, String> = self.read(SYSCTLS)?;
+        let recorded: BTreeMap<String, String> = self.read(SYSCTLS, |text| serde_json::from_slice(text))?;
         let this = Sysctl::at(BOOT).read().ok();
         let another = |boot: &String| this.as_ref().is_some_and(|this| this != boot);
         Ok(if recorded.get(BOOT).is_some_and(another) { BTreeMap::new() } else { recorded })
@@ -298,7 +297,11 @@ impl Store {
         Ok(aside)
     }
 
-    fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
+    fn read<T: Default>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+    ) -> Result<T, StoreError> {
         let path = self.directory.join(name);
         self.is_ours()?;
         let text = match file::read(&path, LIMIT) {
@@ -307,7 +310,7 @@ impl Store {
             Err(FileError::Io(source)) => return Err(StoreError::Io { action: "read", path, source }),
             Err(error) => return Err(StoreError::Io { action: "read", path, source: io::Error::other(error) }),
         };
-        serde_json::from_slice(&text).map_err(|source| StoreError::Corrupt { path, source })
+        parse(&text).map_err(|source| StoreError::Corrupt { path, source })
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StoreError> {
@@ -379,6 +382,8 @@ pub(crate) fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()>
         fs::remove_file(&temporary).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text)?;
+        // The mode that is meant, whatever the umask of the caller takes away.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()

@@ -78,7 +78,7 @@ impl Shown {
 ///
 /// As [`matrix::verify`].
 pub fn live(nsctl: &Orchestrator, outside: &Outside, trials: &[Trial]) -> Result<Vec<Vec<Shown>>, MatrixError> {
-    let planned = nsctl.plan().map_err(Box::new)?;
+    let planned = nsctl.look().map_err(Box::new)?;
     matrix::is_applied(&planned)?;
     let asked = Asked { planned: &planned, outside };
     let wanted: Vec<Vec<Result<Vec<Probe>, String>>> = trials
@@ -154,7 +154,8 @@ impl Asked<'_> {
     /// What is open of the host is open on its wire; closed has to be all of it.
     fn host(&self, can: bool) -> Result<Vec<IpAddr>, String> {
         if !can {
-            return Ok(matrix::host_addresses(self.planned).into_iter().collect());
+            let all: Vec<IpAddr> = matrix::host_addresses(self.planned).into_iter().collect();
+            return if all.is_empty() { Err("the host has no address".into()) } else { Ok(all) };
         }
         let wire = self.planned.desired.wires.get(&netns_policy::topology::Place::Host);
         wire.map(|wire| wire.addresses.iter().collect()).ok_or_else(|| "the host has no wire".into())

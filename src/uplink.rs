@@ -6,7 +6,7 @@
 //!   it at the next router; none at all where the host has no default route.
 //! - Nobody else's rules are changed: what stands in the way is named, with the line that lets the leg pass.
 
-mod culprit;
+pub(crate) mod culprit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

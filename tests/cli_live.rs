@@ -28,6 +28,19 @@ connect.db = ["sql", "log"]
 ports = { sql = "tcp:5432", log = "udp:5514" }
 "#;
 
+const TESTS: &str = r#"
+[[test]]
+name = "the shop reaches its database, and not the other way"
+from = "web"
+can = ["db:sql", "db:log"]
+cannot = ["wan", "db:tcp:22"]
+
+[[never]]
+from = ["db"]
+to = ["web"]
+why = "the database calls nobody"
+"#;
+
 const DB: &str = "10.231.0.1";
 const DB6: &str = "fd8d:9001:d32c:0:2e18:6354:7fbf:d56";
 const TRANSCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/live.txt");
@@ -103,10 +116,11 @@ impl Transcript {
     }
 
     fn compare(self) {
-        let lines = self
-            .0
-            .lines()
-            .map(|line| if line.contains("connections tried in") { counted(line) } else { line.trim_end().into() });
+        let lines = self.0.lines().map(|line| match line.ends_with(" ms)") {
+            _ if line.contains("connections tried in") => counted(line),
+            true => timed(line),
+            false => line.trim_end().into(),
+        });
         let seen = lines.collect::<Vec<String>>().join("\n") + "\n";
         if std::env::var_os("NSCTL_UPDATE").is_some() {
             fs::write(TRANSCRIPT, &seen).unwrap();
@@ -124,6 +138,12 @@ fn counted(line: &str) -> String {
     let (_, rest) = line.split_once(" s: ").expect("it says how long it took");
     let (_, rest) = rest.split_once(' ').expect("it says how many");
     format!("[N] connections tried in [TIME] s: [N] {rest}")
+}
+
+/// How long an attempt took neither.
+fn timed(line: &str) -> String {
+    let (rest, _) = line.rsplit_once(" (").expect("it says how long it took");
+    format!("{rest} ([TIME] ms)")
 }
 
 #[test]
@@ -144,6 +164,15 @@ fn an_operator_sees_what_the_transcript_says() {
         datagram(DB6);
         shell.run("status");
         shell.run("why web db:log");
+        shell.run("why web db:log -v");
+        shell.run("why --live web db:sql");
+        {
+            let _listener = netns("shop-db").run(|| TcpListener::bind((DB, 5432))).unwrap();
+            shell.run("why --live web db:sql");
+        }
+        shell.run("why --live db web:http");
+        write_policy(&format!("{SHOP}{TESTS}"));
+        shell.run("test --live");
         shell.run("verify");
         write_policy(&SHOP.replace("connect.db", "connect.bd"));
         shell.run("apply");
@@ -230,6 +259,26 @@ fn answers_for_programs_have_the_documented_keys() {
         assert_eq!((&verified["probes"], &verified["mismatches"]), (&verified["proven"], &Value::Array(vec![])));
         assert_eq!(json("prove --live")["classes"], json("plan")["proof"]["classes"]);
         let why = json("why web db:sql");
+        let yes =
+            ["answer", "at", "bytes", "elements", "from", "live", "packets", "port", "refusal", "refused", "state"];
+        assert_eq!(keys(&why), [&yes[..], &["through", "to", "what"]].concat());
+        let element = ["chain", "element", "netns", "packets", "place", "rule", "set", "table"];
+        assert_eq!(keys(&why["elements"][0]), element);
+        let why_not = json("why --live db web:http");
+        let no = ["answer", "breaks", "bytes", "chain", "closest", "elements", "from", "live", "may_reach", "packets"];
+        assert_eq!(keys(&why_not), [&no[..], &["port", "reason", "refusal", "refused", "to"]].concat());
+        assert_eq!(keys(&why_not["refusal"]), ["absent", "chain", "netns", "place", "rule", "table"]);
+        let live = &why_not["live"];
+        assert_eq!(keys(live), ["allowed", "drift", "foreign", "lookup", "port", "proto", "tries"]);
+        assert_eq!(keys(&live["tries"][0]), ["address", "ms", "next", "says", "seen", "verdict"]);
+        assert_eq!(keys(&live["lookup"]), ["addresses", "fault", "file", "name", "resolvers"]);
+        // What was tried is counted, and told the next time.
+        let refused = |why: &Value| why["refused"].as_u64().unwrap();
+        assert_eq!(refused(&json("why db web:http")), refused(&why_not) + 2);
+        let tested = json("test --live");
+        assert_eq!(keys(&tested), ["failed", "passed", "results", "unproven"]);
+        let reach = json("reach --from web");
+        assert_eq!(keys(&reach), ["from", "goes_on", "hops", "layers", "not_reached", "to"]);
         assert!(why["packets"].as_u64().is_some_and(|packets| packets > 0), "verify has just used it: {why}");
         assert_eq!(keys(&json("down")), ["done", "network", "notes"]);
     });
@@ -299,7 +348,9 @@ fn a_refusal_names_the_capability_that_is_missing() {
     in_sandbox(|| {
         own_etc();
         write_policy(SHOP);
-        for verb in ["apply", "down", "exec web -- true", "plan", "status", "test --live", "verify"] {
+        for verb in
+            ["apply", "down", "exec web -- true", "plan", "status", "test --live", "verify", "why --live web db:sql"]
+        {
             let binary = [env!("CARGO_BIN_EXE_nsctl"), "-f", "/run/policy.toml", "--json"];
             let drop = ["--bounding-set=-net_admin", "--inh-caps=-net_admin"];
             let without = Command::new("setpriv").args(drop).args(binary).args(verb.split(' ')).output().unwrap();

@@ -7,6 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nsctl::netns_policy::Source;
+use nsctl::netns_policy::graph::AllowGraph;
+use serde_json::Value;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn read(path: &str) -> String {
@@ -113,4 +117,53 @@ fn documents_are_plain_ascii() {
         let line = text.lines().position(|line| !line.is_ascii());
         assert_eq!(line.map(|line| line + 1), None, "{document}");
     }
+}
+
+/// The examples of docs/policy.md: a title that says where it stands, what it is refused with if so, and the text.
+fn examples() -> Vec<(String, Option<String>, Source)> {
+    let example = |(at, text): (usize, String)| {
+        let code = text.strip_prefix("# refused: ").and_then(|rest| rest.get(..5)).map(str::to_owned);
+        let schema = if text.contains("schema = 1") { "" } else { "schema = 1\n" };
+        let name = format!("example-{:02}.toml", at + 1);
+        (name.clone(), code, Source::toml(name, format!("{schema}{text}")))
+    };
+    blocks(&read("docs/policy.md"), "toml").into_iter().enumerate().map(example).collect()
+}
+
+#[test]
+fn the_examples_of_the_language_are_one_policy_and_what_is_refused_is() {
+    let (refused, held): (Vec<_>, Vec<_>) = examples().into_iter().partition(|(_, code, _)| code.is_some());
+    let policy: Vec<Source> = held.into_iter().map(|(_, _, source)| source).collect();
+    let checked = AllowGraph::parse(&policy).unwrap_or_else(|errors| panic!("{:#}", errors.0[0]));
+    assert!(policy.len() > 10 && refused.len() > 4 && checked.asks.len() > 3);
+    for (name, code, source) in refused {
+        let errors = AllowGraph::parse(&[&policy[..], &[source]].concat()).expect_err(&name);
+        let codes: Vec<&str> = errors.iter().map(|error| error.code()).collect();
+        assert!(codes.iter().all(|found| Some(*found) == code.as_deref()), "{name}: {codes:?}");
+    }
+}
+
+/// Every name of a property, at whatever depth.
+fn properties(schema: &Value, out: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(map) => {
+            let known = map.get("properties").and_then(Value::as_object);
+            out.extend(known.into_iter().flat_map(|properties| properties.keys().cloned()));
+            map.values().for_each(|value| properties(value, out));
+        }
+        Value::Array(items) => items.iter().for_each(|item| properties(item, out)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_key_of_the_language_is_in_its_reference() {
+    let schema: Value = serde_json::from_str(nsctl::netns_policy::schema::POLICY).unwrap();
+    let mut keys = BTreeSet::new();
+    properties(&schema, &mut keys);
+    assert!(keys.len() > 50, "{keys:?}");
+    let text = read("docs/policy.md");
+    let words: BTreeSet<&str> = text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))).collect();
+    let missing: Vec<&String> = keys.iter().filter(|key| !words.contains(key.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

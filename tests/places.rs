@@ -92,13 +92,11 @@ fn a_package_s_fragments_are_its_word_and_the_operator_masks_them() {
         assert_eq!(refused(), ["E0001 "], "there is none yet");
         put("/etc/nsctl", "policy.toml", NODE);
         for name in ["10-a.toml", "20-b.toml", "30-c.toml", "40-d.toml", "README"] {
-            put(VENDOR, name, "schema = 1\nfragment = \"f\"\n");
+            put(VENDOR, name, &format!("schema = 1\nfragment = \"{}\"\n", &name[3..4]));
         }
         put(OPERATOR, "20-b.toml", "schema = 1\n");
         put(OPERATOR, "30-c.toml", "");
         symlink("/dev/null", Path::new(OPERATOR).join("40-d.toml")).unwrap();
-        fs::remove_file(Path::new(VENDOR).join("10-a.toml")).unwrap();
-        put(VENDOR, "10-a.toml", "schema = 1\n");
         fs::create_dir_all("/run/nsctl/policy.d").unwrap();
         put("/run/nsctl/policy.d", "50-e.toml", "schema = 1\n");
         let expected = [
@@ -186,5 +184,62 @@ fn the_places_of_the_system_are_root_s_and_a_named_path_the_caller_s_too() {
         assert!(named(None).contains("E0005"), "{}", named(None));
         assert!(named(Some("1001")).contains("E0005"));
         assert_eq!(named(Some("1000")), "");
+    });
+}
+
+const LND: &str = "schema = 1\nnetwork.name = \"node\"\n[service.lnd]\nports.rpc = \"tcp:10009\"\n";
+const CHARGE: &str = "schema = 1\nfragment = \"charge\"\n[service.charge]\n";
+
+/// What a command on the policy of the system prints; records lie in this root alone.
+fn nsctl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_nsctl")).args(["--state", "/run/state"]).args(arguments).output().unwrap()
+}
+
+fn edges() -> String {
+    let output = nsctl(&["graph"]);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_package_opens_nothing_and_the_operator_s_answer_goes_to_etc() {
+    in_sandbox(|| {
+        own_root();
+        put("/etc/nsctl", "policy.toml", LND);
+        put(VENDOR, "50-charge.toml", &format!("{CHARGE}connect.lnd = [\"rpc\"]\n"));
+        assert_eq!(refused(), ["E0303 /usr/lib/nsctl/policy.d/50-charge.toml"]);
+        put(VENDOR, "50-charge.toml", &format!("{CHARGE}wants.lnd = [\"rpc\"]\n"));
+        assert_eq!(edges(), "");
+        // The directory need not be there.
+        fs::remove_dir(OPERATOR).unwrap();
+        let output = nsctl(&["grant", "charge"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(edges(), "charge -> lnd:rpc\n");
+        assert!(files().contains(&"operator /etc/nsctl/policy.d/90-nsctl.toml".to_owned()), "{:?}", files());
+        // The file of a later directory is in force: ours would say nothing.
+        fs::create_dir_all("/run/nsctl/policy.d").unwrap();
+        put("/run/nsctl/policy.d", "90-nsctl.toml", "schema = 1\n");
+        let output = nsctl(&["grant", "charge"]);
+        assert!(output.status.code() == Some(2) && edges().is_empty(), "{output:?}");
+    });
+}
+
+/// A system whose /etc is sealed.
+#[test]
+fn where_etc_cannot_be_written_the_answer_goes_beside_the_records() {
+    in_sandbox(|| {
+        own_root();
+        put("/etc/nsctl", "policy.toml", LND);
+        put(VENDOR, "50-charge.toml", &format!("{CHARGE}wants.lnd = [\"rpc\"]\n"));
+        let bind = |flags| mount(Some("/etc"), "/etc", None::<&str>, flags, None::<&str>).unwrap();
+        bind(MsFlags::MS_BIND);
+        bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+        assert!(fs::write("/etc/nsctl/x", "").is_err(), "the control");
+        let output = nsctl(&["grant", "charge"]);
+        assert!(output.status.success(), "{output:?}");
+        assert!(Path::new("/run/state/policy.d/90-nsctl.toml").exists());
+        assert_eq!(edges(), "charge -> lnd:rpc\n", "and is heard");
+        let output = nsctl(&["grant", "charge", "--revoke"]);
+        assert!(output.status.success() && edges().is_empty(), "{output:?}");
     });
 }

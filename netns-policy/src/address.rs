@@ -27,6 +27,13 @@ use crate::topology::Place;
 /// How long the address of a removed service stays reserved: 30 days.
 pub const KEEP_SECONDS: u64 = 30 * 24 * 3600;
 
+/// The smallest pools there are.
+const LONGEST4: u8 = 26;
+const LONGEST6: u8 = 112;
+
+/// The kernel counts to 2^31 - 1; so many wires nobody ever made.
+const LAST_INDEX: u32 = 1 << 30;
+
 /// Why addresses cannot be given out.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum AddressError {
@@ -113,6 +120,44 @@ pub struct AddressBook {
 }
 
 impl AddressBook {
+    /// The book in a file of the state directory.
+    ///
+    /// # Errors
+    ///
+    /// What is no such book, or one that was never written here: an address outside its pool or in the part that is not
+    /// for services, or one with two owners. Whoever is given such an address would be taken for somebody else.
+    pub fn from_json(text: &[u8]) -> Result<Self, serde_json::Error> {
+        let book: Self = serde_json::from_slice(text)?;
+        match book.flaw() {
+            Some(flaw) => Err(serde::de::Error::custom(flaw)),
+            None => Ok(book),
+        }
+    }
+
+    fn flaw(&self) -> Option<String> {
+        if self.next_index > LAST_INDEX {
+            return Some(format!("no link has an index of {} and more", self.next_index));
+        }
+        let mut owned = BTreeSet::new();
+        for (name, entry) in &self.services {
+            let v4 = IpAddr::V4(entry.address4);
+            let v6 = entry.address6.map(IpAddr::V6);
+            if !self.pool4.is_some_and(|pool| is_for_services4(pool, entry.address4)) {
+                return Some(format!("{v4} of {name} is not for services in the recorded pool"));
+            }
+            let in_pool6 = |address| self.pool6.is_some_and(|pool| is_for_services6(pool, address));
+            if let Some(address) = entry.address6.filter(|address| !in_pool6(*address)) {
+                return Some(format!("{address} of {name} is not for services in the recorded pool"));
+            }
+            for address in std::iter::once(v4).chain(v6) {
+                if !owned.insert(address) {
+                    return Some(format!("{address} of {name} belongs to another service too"));
+                }
+            }
+        }
+        None
+    }
+
     /// The book that is made up when none is recorded, from the addresses that services were `seen` to have: who runs
     /// already keeps them.
     ///
@@ -123,10 +168,7 @@ impl AddressBook {
             let own4 = addresses.iter().copied().filter_map(v4);
             let own6 = addresses.iter().copied().filter_map(v6);
             let pool6 = |address: &Ipv6Addr| network.pool6.is_some_and(|pool| is_for_services6(pool, *address));
-            (
-                own4.filter(|address| candidates4(network.pool4).any(|one| one == *address)).collect(),
-                own6.filter(pool6).collect(),
-            )
+            (own4.filter(|address| is_for_services4(network.pool4, *address)).collect(), own6.filter(pool6).collect())
         };
         let alone = |address: IpAddr| seen.values().filter(|addresses| addresses.contains(&address)).count() == 1;
         let entries = seen.iter().filter_map(|(name, addresses)| {
@@ -201,7 +243,7 @@ impl AddressPlan {
     pub fn assign(graph: &AllowGraph, book: &AddressBook, now: u64, renumber: bool) -> Result<Self, AddressError> {
         let network = graph.network();
         let (pool4, pool6) = (network.pool4, network.pool6);
-        if pool4.prefix() > 26 {
+        if pool4.prefix() > LONGEST4 {
             return Err(AddressError::TooSmall { pool: pool4.to_string() });
         }
         let mut book = book.clone();
@@ -413,7 +455,7 @@ fn fixed4(pool: Ipv4Network, fixed: Ipv4Addr, service: &Service, free: &Free) ->
     if !pool.contains(fixed) {
         return Err(outside());
     }
-    let reserved = !candidates4(pool).any(|address| address == fixed);
+    let reserved = !is_for_services4(pool, fixed);
     check_owner(fixed.into(), reserved, service, free)?;
     Ok(fixed)
 }
@@ -458,7 +500,20 @@ fn candidates4(pool: Ipv4Network) -> impl Iterator<Item = Ipv4Addr> {
         .map(Ipv4Addr::from)
 }
 
+/// Whether an address is one of [`candidates4`].
+fn is_for_services4(pool: Ipv4Network, address: Ipv4Addr) -> bool {
+    if !pool.contains(address) || pool.prefix() > LONGEST4 {
+        return false;
+    }
+    let (first, last) = (u32::from(pool.network()), u32::from(pool.broadcast()));
+    let (at, quarter) = (u32::from(address) - first, (last - first) / 4 + 1);
+    (1..2 * quarter).contains(&at) || (3 * quarter..=last - first - 16).contains(&at)
+}
+
 fn is_for_services6(pool: Ipv6Network, address: Ipv6Addr) -> bool {
+    if pool.prefix() > LONGEST6 {
+        return false;
+    }
     let top_bit = 1u128 << (127 - pool.prefix());
     pool.contains(address) && u128::from(address) & top_bit == 0 && address != pool.network()
 }

@@ -57,11 +57,14 @@ pub struct Reach {
     /// What made it, where it is not written for exactly this: `connect."@chain"`, `outbound = "tor"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub through: Option<String>,
+    /// Whether it is a way in from outside.
+    #[serde(skip)]
+    pub is_way_in: bool,
 }
 
 impl Reach {
     fn new(what: impl Into<String>, at: Option<Location>) -> Self {
-        Self { what: what.into(), at, through: None }
+        Self { what: what.into(), at, through: None, is_way_in: false }
     }
 }
 
@@ -122,6 +125,15 @@ impl ExplainError {
             Self::PortForm { .. } => None,
         }
     }
+}
+
+/// The ports that `port` of `to` means; nothing for any.
+///
+/// # Errors
+///
+/// [`ExplainError`] when one of the two does not exist.
+pub fn asked(graph: &AllowGraph, to: &str, port: &str) -> Result<Option<Ports>, ExplainError> {
+    ports(graph, &goal(graph, to)?, to, port)
 }
 
 /// Whether `from` may open a connection to `port` of `to`, and why.
@@ -382,11 +394,12 @@ fn edge_reach(edge: &Edge) -> Reach {
         Cause::Tag(tag) => Some(format!("connect.\"@{tag}\"")),
         Cause::Tor => Some("`tor` in `outbound` or `dns`".to_owned()),
     };
-    Reach { what: edge.to_string(), at: Some(edge.at.clone()), through }
+    Reach { what: edge.to_string(), at: Some(edge.at.clone()), through, is_way_in: false }
 }
 
 fn exposure_reach(exposure: &Exposure) -> Reach {
-    Reach::new(format!("{exposure}{}", reach::people(exposure)), Some(exposure.at.clone()))
+    let what = format!("{exposure}{}", reach::people(exposure));
+    Reach { is_way_in: true, ..Reach::new(what, Some(exposure.at.clone())) }
 }
 
 /// Each way out: `wan` or `lan`, and the same with prefix and ports.

@@ -10,6 +10,7 @@
 
 pub mod build;
 mod ipv6;
+mod options;
 mod rework;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -115,6 +116,12 @@ impl<'a> View<'a> {
         Some(Self { network, transport, ..self })
     }
 
+    /// The same as connection tracking reads it; `None` where that finds no transport header.
+    pub(crate) fn tracked(self) -> Option<Self> {
+        let transport = if self.protocol == IPV6 { ipv6::tracked(self.network)? } else { self.transport? };
+        Some(Self { transport: Some(transport), ..self })
+    }
+
     /// `len` bytes from `offset` of the link-layer header: of the frame as it was sent, because a tag that was taken off
     /// is put back for whoever looks there (`nft_payload_copy_vlan`).
     pub fn link(&self, offset: usize, len: usize) -> Option<&'a [u8]> {
@@ -161,6 +168,22 @@ impl<'a> View<'a> {
             IPV6 => Some(Ends::V6 { from: ipv6_at(self.network, 8)?, to: ipv6_at(self.network, 24)? }),
             _ => None,
         }
+    }
+
+    /// Whether a router and a receiver take the options of an IPv4 header: they drop what they cannot read, and a
+    /// source route.
+    pub fn has_acceptable_options(&self) -> bool {
+        self.protocol != IPV4 || options::are_taken(self.network)
+    }
+
+    /// Whether its frame is addressed to this machine: to the MAC address that every wire has, or to a group.
+    pub fn is_for_this_machine(&self) -> bool {
+        self.frame.starts_with(&build::MAC) || self.is_for_a_group()
+    }
+
+    /// Whether its frame is addressed to a group. Nobody sends that on.
+    pub fn is_for_a_group(&self) -> bool {
+        self.frame.first().is_some_and(|first| first & 1 != 0)
     }
 
     /// Whether this is a part of a datagram, so that a receiver waits for the others. An IPv6 datagram with a fragment

@@ -104,8 +104,7 @@ pub fn prove(
 ) -> Result<Proof, Box<Counterexample>> {
     let wires = desired.wires.iter().map(|(place, wire)| (place.clone(), wire.index)).collect();
     let facts = Facts::new(graph, addresses, host, wires);
-    let mut proof = Proof::default();
-    proof.panel = panel(&facts, desired)?;
+    let mut proof = Proof { panel: panel(&facts, desired)?, ..Proof::default() };
     for place in desired.wires.keys() {
         let none = Ruleset::default();
         let rules = desired.locks.get(place).unwrap_or(&none);

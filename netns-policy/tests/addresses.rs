@@ -386,3 +386,36 @@ fn ipv6_that_is_switched_off_for_a_while_comes_back_as_it_was() {
     let on = assign(&text("10.31.0.0/24", pool, &service(None)), off.book(), 2).unwrap();
     assert_eq!(on.service("a"), first.service("a"));
 }
+
+#[test]
+fn a_book_that_was_never_written_here_is_refused() {
+    let book = |pool4: &str, a: &str, b: &str, six: &str| {
+        format!(
+            r#"{{"pool4":{pool4},"pool6":"fd54:5ea5:3846::/64","next_index":16,"services":{{
+                "a":{{"address4":"{a}","address6":{six},"retired":null}},
+                "b":{{"address4":"{b}","address6":null,"retired":7}}}}}}"#
+        )
+    };
+    let read = |text: String| AddressBook::from_json(text.as_bytes()).map_err(|error| error.to_string());
+    let pool = "\"10.231.0.0/22\"";
+    assert!(read(book(pool, "10.231.0.1", "10.231.0.2", "\"fd54:5ea5:3846::1\"")).is_ok());
+    for (text, flaw) in [
+        (book(pool, "10.231.0.1", "10.231.0.1", "null"), "10.231.0.1 of b belongs to another service too"),
+        (book(pool, "10.231.3.242", "10.231.0.1", "null"), "10.231.3.242 of a is not for services"),
+        (book(pool, "10.231.2.1", "10.231.0.1", "null"), "10.231.2.1 of a is not for services"),
+        (book(pool, "192.168.1.1", "10.231.0.1", "null"), "192.168.1.1 of a is not for services"),
+        (book("null", "10.231.0.1", "10.231.0.2", "null"), "10.231.0.1 of a is not for services"),
+        (book(pool, "10.231.0.1", "10.231.0.2", "\"fd55::1\""), "fd55::1 of a is not for services"),
+        (
+            book(pool, "10.231.0.1", "10.231.0.2", "\"fd54:5ea5:3846:0:c000::2\""),
+            "fd54:5ea5:3846:0:c000::2 of a is not",
+        ),
+    ] {
+        let error = read(text).unwrap_err();
+        assert!(error.starts_with(flaw), "{error}");
+    }
+    let tiny = r#"{"pool4":"10.0.0.0/32","pool6":"fd54::/128","next_index":1,"services":{"a":{"address4":"10.0.0.0","address6":"fd54::","retired":null}}}"#;
+    assert!(read(tiny.to_owned()).is_err());
+    let far = book(pool, "10.231.0.1", "10.231.0.2", "null").replace(":16,", ":4294967295,");
+    assert!(read(far).unwrap_err().starts_with("no link has an index of 4294967295"));
+}

@@ -342,3 +342,87 @@ fn neighbour_discovery_is_never_tracked() {
     let advertisement = Packet::icmp(ends6, Icmp { kind: 136, code: 0, rest: 0 }, &[0; 16]);
     assert_eq!(Tracked::default().classify(&advertisement), Some(CtState::original(CtState::UNTRACKED)));
 }
+
+fn both(mut holds: impl FnMut(Ends) -> bool) -> bool {
+    let [v4, v6] = ends("a", "b");
+    let (four, six) = (holds(v4), holds(v6));
+    assert_eq!(four, six, "the families differ");
+    four
+}
+
+#[test]
+fn a_datagram_that_lies_about_its_length_opens_nothing() {
+    let delivered = |ends: Ends, length: u8| {
+        let mut frame = Packet::udp(ends, 40000, 53, b"text").frame().to_vec();
+        let at = frame.len() - 4 - 3;
+        frame[at] = length;
+        world().carry("a", &Packet::from_frame(frame), Sender::Root, &none()).is_delivered()
+    };
+    assert!(both(|ends| delivered(ends, 12)) && both(|ends| delivered(ends, 8)));
+    assert!(!both(|ends| delivered(ends, 13)) && !both(|ends| delivered(ends, 7)));
+}
+
+#[test]
+fn options_that_nobody_reads_and_source_routes_end_at_the_receiver() {
+    let [v4, _] = ends("a", "b");
+    let fate = |options: &[u8]| {
+        let packet = Packet::udp(v4, 40000, 53, b"text").with_options(options).unwrap();
+        world().carry("a", &packet, Sender::Root, &none()).fate == Fate::Delivered("b")
+    };
+    assert!(fate(&[7, 7, 4, 0, 0, 0, 0]));
+    assert!(!fate(&[7, 39, 4, 0]));
+    assert!(!fate(&[131, 7, 4, 169, 254, 169, 254]));
+}
+
+#[test]
+fn a_frame_for_another_machine_is_not_received() {
+    let delivered = |ends: Ends, mac: [u8; 6]| {
+        let mut frame = Packet::udp(ends, 40000, 53, b"text").frame().to_vec();
+        frame[..6].copy_from_slice(&mac);
+        world().carry("a", &Packet::from_frame(frame), Sender::Root, &none()).is_delivered()
+    };
+    assert!(both(|ends| delivered(ends, [0xff; 6])));
+    assert!(!both(|ends| delivered(ends, [2, 0, 0, 0, 0, 2])));
+}
+
+#[test]
+fn connection_tracking_takes_the_fragment_header_of_a_whole_datagram_off() {
+    let [v4, v6] = ends("a", "b");
+    let plain = Packet::udp(v6, 40000, 53, b"text and more text");
+    for before in [None, Some(Extension::Destination)] {
+        let dressed = |packet: &Packet| before.map_or(packet.clone(), |header| packet.with_extension(header).unwrap());
+        let fragment = dressed(&plain.with_extension(Extension::AtomicFragment).unwrap());
+        assert_eq!(fragment.defragmented(), dressed(&plain));
+    }
+    let (head, tail) = plain.fragments(8).unwrap();
+    for other in [head, tail, plain, Packet::udp(v4, 40000, 53, b"text")] {
+        assert_eq!(other.defragmented(), other);
+    }
+}
+
+#[test]
+fn a_reset_before_any_answer_ends_the_flow_whatever_becomes_of_it() {
+    let reset = tcp(40000, 80, flag::RST);
+    let answer = tcp(80, 40000, SYN_ACK);
+    let opened = after(&[("a", "b", &tcp(40000, 80, flag::SYN))]);
+    assert!(passes("b", "a", &opened, &answer));
+    let ended = after(&[("a", "b", &tcp(40000, 80, flag::SYN)), ("a", "b", &reset)]);
+    assert!(!passes("b", "a", &ended, &answer));
+    // With options that b's IP stack drops, b's connection tracking has seen it all the same.
+    let mut seen = opened;
+    let [v4, _] = ends("a", "b");
+    let packet = reset(v4).with_options(&[7, 39, 4, 0]).unwrap();
+    assert!(!world().send("a", &packet, Sender::Root, &mut seen).is_delivered());
+    assert_eq!(seen["b"].classify(&reset(v4)), None, "a reset opens nothing");
+}
+
+#[test]
+fn connection_tracking_reads_behind_an_authentication_header() {
+    let [_, v6] = ends("a", "b");
+    let hidden = |packet: Packet| packet.with_extension(Extension::Authentication).unwrap();
+    let tracked = Tracked::default();
+    let state = |packet: Packet| tracked.classify(&hidden(packet)).map(|ct| ct.state);
+    assert_eq!(state(Packet::tcp(v6, 40000, 80, flag::SYN)), Some(CtState::NEW));
+    assert_eq!(state(Packet::tcp(v6, 40000, 80, flag::ACK)), None);
+    assert_eq!(tracked.classify(&Packet::ip(v6, 59, b"")), None, "a header says that none follows");
+}

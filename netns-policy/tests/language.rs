@@ -133,6 +133,132 @@ fn an_invariant_trusts_whom_it_excepts_and_counts_hops() {
     assert!(codes("from = [\"lan\", \"peers\", \"host\"]\npath = true\n").is_empty());
 }
 
+/// The codes of what the policy is refused with, and how each chain reads.
+fn broken(body: &str) -> Vec<String> {
+    let source = Source::toml("policy.toml", format!("{HEAD}{body}"));
+    let line = |error: &netns_policy::PolicyError| format!("{} {error}", error.code());
+    AllowGraph::parse(&[source]).map_or_else(|errors| errors.iter().map(line).collect(), |_| Vec::new())
+}
+
+#[test]
+fn a_chain_leads_over_the_host_unless_it_is_trusted() {
+    let body = "[service.a]\n[service.b]\nports.x = \"tcp:1\"\n[host]\nmay_connect.b = [\"x\"]\n\
+                accepts.log = { port = \"tcp:9\", from = [\"a\"] }\n[[never]]\nfrom = [\"a\"]\nto = [\"b\"]\n";
+    assert_eq!(broken(body), [] as [&str; 0], "without `path` it is no edge of a");
+    assert_eq!(broken(&format!("{body}path = true\n")), ["E0402 a -> host:log -> b:x is a forbidden path"]);
+    assert!(broken(&format!("{body}path = true\nhops = 1\n")).is_empty());
+    assert!(broken(&format!("{body}path = true\nexcept = [\"host\"]\n")).is_empty());
+    assert_eq!(broken(&format!("{body}path = true\nexcept = [\"b\"]\n")).len(), 1, "who is reached is not passed");
+}
+
+#[test]
+fn a_chain_leads_over_sockets_and_a_service_alone_means_them_too() {
+    let body = "[service.a]\nopen.b = [\"s\"]\n[service.b]\nsockets.s = \"/run/b/s\"\nconnect.c = [\"x\"]\n\
+                [service.c]\nports.x = \"tcp:1\"\nsockets.s = \"/run/c/s\"\n[[never]]\nfrom = [\"a\"]\n";
+    assert_eq!(broken(&format!("{body}to = [\"b\"]\n")), ["E0401 a -> b:unix:s is forbidden"]);
+    assert_eq!(broken(&format!("{body}to = [\"b:s\"]\n")).len(), 1);
+    assert_eq!(broken(&format!("{body}to = [\"b:unix:s\"]\n")).len(), 1);
+    assert!(broken(&format!("{body}to = [\"c\"]\n")).is_empty());
+    assert_eq!(
+        broken(&format!("{body}to = [\"c:x\"]\npath = true\n")),
+        ["E0402 a -> b:unix:s -> c:x is a forbidden path"]
+    );
+    assert!(broken(&format!("{body}to = [\"c:s\"]\npath = true\n")).is_empty(), "nobody opens that socket");
+    assert!(broken(&format!("{body}to = [\"c:x\"]\npath = true\nexcept = [\"b\"]\n")).is_empty());
+}
+
+#[test]
+fn what_breaks_an_invariant_may_come_by_a_tag_an_extension_or_a_grant() {
+    let node = "[service.web]\ntags = [\"front\"]\n[service.db]\nports.sql = \"tcp:5432\"\ntags = [\"store\"]\n\
+                [[never]]\nfrom = [\"@front\"]\nto = [\"@store:sql\"]\n";
+    let main = Source::toml("a.toml", format!("{HEAD}{node}"));
+    let package = Source {
+        trust: netns_policy::Trust::Vendor,
+        ..Source::toml("b.toml", "schema = 1\nfragment = \"p\"\n[service.p]\nwants.db = [\"sql\"]\n")
+    };
+    let codes = |more: &str| -> Vec<&str> {
+        let more = Source::toml("c.toml", format!("schema = 1\n{more}"));
+        let refused = AllowGraph::parse(&[main.clone(), package.clone(), more]);
+        refused.map_or_else(|errors| errors.iter().map(|error| error.code()).collect(), |_| Vec::new())
+    };
+    assert!(codes("[extend.p]\nfragment = \"p\"\nconnect.db = [\"sql\"]\n").is_empty(), "the control");
+    assert_eq!(codes("[extend.web]\nconnect.\"@store\" = [\"sql\"]\n"), ["E0401"]);
+    assert_eq!(codes("[service.new]\ntags = [\"front\"]\nconnect.db = [\"sql\"]\n"), ["E0401"]);
+    let joined = "[extend.p]\nfragment = \"p\"\ntags = [\"front\"]\nconnect.db = [\"sql\"]\n";
+    assert_eq!(codes(joined), ["E0401"], "a package's service that the operator puts into the group");
+}
+
+#[test]
+fn who_is_next_door_comes_in_where_everybody_does() {
+    let exposed = |way: &str| {
+        format!(
+            "network.lan = [\"192.168.1.0/24\"]\n[service.a]\nports.x = \"tcp:80\"\n{way}\n[[never]]\nfrom = [\"lan\"]\nto = [\"a\"]\n"
+        )
+    };
+    for way in [
+        "expose.lan.ports = { \"80\" = \"x\" }",
+        "expose.port.ports = { \"80\" = \"x\" }",
+        "expose.clearnet = { domain = \"a.example.com\", port = \"x\" }",
+    ] {
+        assert_eq!(broken(&exposed(way)).len(), 1, "{way}");
+    }
+    assert!(broken(&exposed("expose.onion.ports = { \"80\" = \"x\" }")).is_empty(), "it comes from everywhere");
+}
+
+#[test]
+fn sockets_are_opened_by_name_or_by_tag_and_those_of_switched_off_services_are_not() {
+    let body = "[service.a]\nopen.\"@t\" = [\"s\"]\nopen.c = [\"s\"]\n\
+                [service.b]\ntags = [\"t\"]\nsockets = { s = \"/run/b/s\", u = \"/run/b/u\" }\n\
+                [service.c]\ntags = [\"t\"]\nsockets.s = \"/run/c/s\"\n\
+                [service.d]\ntags = [\"t\"]\n[service.off]\nenabled = false\ntags = [\"t\"]\nsockets.s = \"/run/off/s\"\n";
+    let checked = parse(body);
+    let sockets: Vec<String> = checked.graph.sockets().iter().map(|s| format!("{s} {}", s.path)).collect();
+    assert_eq!(sockets, ["a -> b:unix:s /run/b/s", "a -> c:unix:s /run/c/s"]);
+    assert!(checked.graph.edges().is_empty(), "no packet passes for it");
+    assert_eq!(checked.warnings[0].code(), "W0222", "c is opened by name and by its tag");
+}
+
+#[test]
+fn a_way_around_tor_that_is_none_is_acknowledged_for_one_neighbour_or_for_all() {
+    let body = |ok: &str| {
+        format!(
+            "[service.tor]\nrole = \"tor\"\noutbound = \"direct\"\nports.socks = \"tcp:9050\"\n\
+             [service.b]\noutbound = \"direct\"\ndns = \"direct\"\nports.x = \"tcp:1\"\nsockets.s = \"/run/b/s\"\n\
+             [service.a]\noutbound = \"tor\"\nconnect.b = [\"x\"]\nopen.b = [\"s\"]\n{ok}"
+        )
+    };
+    let codes = |ok: &str| parse(&body(ok)).warnings.iter().map(|w| w.code()).collect::<Vec<_>>();
+    assert_eq!(codes(""), ["W0807", "W0807"]);
+    assert_eq!(codes("via_ok = false\n").len(), 2);
+    assert_eq!(codes("via_ok = [\"tor\"]\n").len(), 2);
+    assert!(codes("via_ok = [\"b\"]\n").is_empty() && codes("via_ok = true\n").is_empty());
+    assert_eq!(broken(&body("via_ok = [\"bb\"]\n"))[0][..5], *"E0201");
+}
+
+#[test]
+fn a_declared_tag_may_have_nobody() {
+    let body = "[service.a]\nconnect.\"@t\" = [\"x\"]\n";
+    assert_eq!(broken(body)[0][..5], *"E0209");
+    let checked = parse(&format!("declare_tags = [\"t\"]\n{body}"));
+    assert_eq!(checked.warnings.iter().map(|w| w.code()).collect::<Vec<_>>(), ["W0226", "W0223"]);
+}
+
+#[test]
+fn names_whose_links_would_meet_are_refused() {
+    use std::collections::BTreeMap;
+    let link = |name: &str| netns_policy::name::LinkName::for_name(name).to_string();
+    // Six hexadecimal digits are few: among thousands of names two meet.
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let (a, b) = (0..200_000)
+        .find_map(|n| {
+            let name = format!("service-with-number-{n}");
+            seen.insert(link(&name), name.clone()).map(|first| (first, name))
+        })
+        .expect("with so many names it is certain");
+    assert_eq!(broken(&format!("[service.{a}]\n[service.{b}]\n"))[0][..5], *"E0217", "{a} {b}");
+    assert!(broken(&format!("[service.{a}]\n[service.{b}x]\n")).is_empty());
+}
+
 #[test]
 fn a_byte_order_mark_and_crlf_change_nothing() {
     let plain = "schema = 1\nnetwork.name = \"n\"\n[service.a]\n";

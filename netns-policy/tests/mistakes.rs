@@ -500,3 +500,19 @@ fn a_finding_renders_as_the_house_shows_it() {
     handler.render_report(&mut shown, &errors.0[0]).unwrap();
     insta::assert_snapshot!(shown);
 }
+
+#[test]
+fn a_secret_under_a_name_of_the_operators_is_not_shown_either() {
+    let secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MDA=";
+    let shown = |key: &str| {
+        let text = format!(
+            r#"{{"schema": 1, "network": {{"name": "node"}}, "service": {{"a": {{"ports": {{"{key}": "{secret}"}}, "unit": "a b"}}}}}}"#
+        );
+        let errors = AllowGraph::parse(&[Source::json("policy.json", text)]).expect_err("nothing of it is right");
+        errors.iter().map(|error| format!("{error:#}\n{:?}\n", error.plain())).collect::<String>()
+    };
+    assert!(shown("web").contains(secret), "what is no secret is quoted");
+    for key in ["private_key", "wireguard-private-key", "secret", "password"] {
+        assert!(!shown(key).contains(&secret[..20]), "{}", shown(key));
+    }
+}

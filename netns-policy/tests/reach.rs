@@ -102,13 +102,15 @@ const EXPOSED: [&str; 4] = ["", "lan", "port", "wireguard"];
 #[derive(Clone, Debug)]
 struct Drawn {
     edges: Vec<usize>,
+    opens: Option<usize>,
     out: usize,
     exposed: usize,
 }
 
 fn drawn() -> impl Strategy<Value = (Vec<Drawn>, Vec<usize>, Vec<usize>)> {
-    let service = (prop::collection::vec(0..NAMES.len(), 0..3), 0..OUT.len(), 0..EXPOSED.len())
-        .prop_map(|(edges, out, exposed)| Drawn { edges, out, exposed });
+    let opens = prop::option::weighted(0.3, 0..NAMES.len());
+    let service = (prop::collection::vec(0..NAMES.len(), 0..3), opens, 0..OUT.len(), 0..EXPOSED.len())
+        .prop_map(|(edges, opens, out, exposed)| Drawn { edges, opens, out, exposed });
     let few = || prop::collection::vec(0..NAMES.len(), 0..2);
     (prop::collection::vec(service, NAMES.len()), few(), few())
 }
@@ -126,6 +128,10 @@ fn text((services, may, accepts): &(Vec<Drawn>, Vec<usize>, Vec<usize>)) -> Stri
     text += "[peer.p]\nwireguard = \"bmV2ZXIgZ29pbmcgdG8gZ2l2ZSB5b3UgdXAgbmV2ZXI=\"\n";
     for (number, service) in services.iter().enumerate() {
         text += &format!("[service.{}]\nports = {{ x = \"tcp:1\" }}\noutbound = {}\n", NAMES[number], OUT[service.out]);
+        text += &format!("sockets = {{ s = \"/run/{0}/{0}.sock\" }}\n", NAMES[number]);
+        if let Some(to) = service.opens.filter(|to| *to != number) {
+            text += &format!("open.{} = [\"s\"]\n", NAMES[to]);
+        }
         for to in service.edges.iter().filter(|to| **to != number).collect::<BTreeSet<_>>() {
             text += &format!("connect.{} = [\"x\"]\n", NAMES[*to]);
         }
@@ -142,6 +148,7 @@ fn text((services, may, accepts): &(Vec<Drawn>, Vec<usize>, Vec<usize>)) -> Stri
 fn joined(graph: &AllowGraph) -> BTreeSet<(String, String)> {
     let mut joined: BTreeSet<(String, String)> =
         graph.edges().iter().map(|edge| (edge.from.to_string(), edge.to.to_string())).collect();
+    joined.extend(graph.sockets().iter().map(|socket| (socket.from.to_string(), socket.to.to_string())));
     for service in graph.services() {
         let ways = [("wan", service.outbound.reaches_wan()), ("lan", service.outbound.reaches_lan())];
         joined
@@ -151,7 +158,9 @@ fn joined(graph: &AllowGraph) -> BTreeSet<(String, String)> {
         let callers = match &exposure.way {
             Way::Lan { .. } => vec!["lan"],
             Way::WireGuard { .. } => vec!["wan", "p", "peers"],
-            _ => vec!["wan"],
+            Way::Onion { .. } => vec!["wan"],
+            // A neighbour reaches the machine's address as everybody does.
+            Way::Clearnet { .. } | Way::Port { .. } => vec!["wan", "lan"],
         };
         // What comes in is another node than what is left for: no chain goes on from outside.
         joined.extend(callers.iter().map(|from| (format!("from {from}"), exposure.service.to_string())));

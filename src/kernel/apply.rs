@@ -97,6 +97,7 @@ fn sysctls(place: &Place) -> Knobs {
         (Sysctl::ipv6("all", "accept_redirects"), "0"),
         (Sysctl::ipv4("all", "accept_redirects"), "0"),
         (Sysctl::ipv4("default", "accept_redirects"), "0"),
+        (Sysctl::ipv4("all", "accept_source_route"), "0"),
         // The lock has brought conntrack in by now, and the knob with it.
         (Sysctl::conntrack_tcp_loose(), "0"),
     ];

@@ -37,7 +37,8 @@ fn is_suspect(chain: &ListedChain, stopped: &[&str]) -> bool {
     judges && !ours && chain.base.is_some_and(|base| base.number == FORWARD)
 }
 
-fn drops(chain: &ListedChain) -> bool {
+/// Whether a base chain drops what no rule judged.
+pub(crate) fn drops(chain: &ListedChain) -> bool {
     chain.base.is_some_and(|base| !base.policy_accept)
 }
 
@@ -55,7 +56,7 @@ fn lets_pass(chains: &[ListedChain], of: &ListedChain, leg: &str) -> bool {
 }
 
 /// Whether a rule drops, refuses, or leads to where that may happen.
-fn has_refusal(chain: &ListedChain) -> bool {
+pub(crate) fn has_refusal(chain: &ListedChain) -> bool {
     let refuses = |expr: &Expr| match expr {
         Expr::Verdict(verdict) => !matches!(verdict, Verdict::Accept | Verdict::Return),
         Expr::Reject(_) => true,

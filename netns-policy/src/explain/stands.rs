@@ -3,11 +3,13 @@
 //! Read off what the compiler made, as `nft list` prints it, so that an operator finds with nft(8) what `why` names.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::desired::{Desired, Wire};
 use crate::port::{Ports, Protocol};
+use crate::ruleset::compile::is_public;
 use crate::ruleset::{Expr, Family, Field, Key, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::Place;
 
@@ -31,6 +33,23 @@ pub struct Stand {
     /// How the kernel knows the element: table, set and key, for its counter.
     #[serde(skip)]
     pub id: (String, String, Key),
+}
+
+impl Stand {
+    /// Of a way out, whether it leads to the internet; if not, to the local network. Nothing for a right inside.
+    pub fn leads_to_wan(&self) -> Option<bool> {
+        let (stem, version) = self.set.split_at(self.set.len() - 1);
+        match stem {
+            "direct" => return Some(true),
+            "lan" => return Some(false),
+            "reach" => {}
+            _ => return None,
+        }
+        let width = if version == "4" { 4 } else { 16 };
+        // In the panel the wire and the caller stand before.
+        let at = if self.place == "fabric" { 4 + width } else { 0 };
+        Some(is_public(self.id.2.from.get(at..at + width)?))
+    }
 }
 
 /// The rule that a connection without a right meets.
@@ -129,14 +148,14 @@ fn absent(
     let Some(server) = desired.wires.get(to).filter(|wire| wire.place != Place::Uplink) else { return Vec::new() };
     let sets = desired.fabric.tables.values().next().map(|table| &table.sets);
     let pairs = client.addresses.iter().zip(server.addresses.iter());
-    let element = |(from, to): (std::net::IpAddr, std::net::IpAddr)| {
+    let element = |(from, to): (IpAddr, IpAddr)| {
         let name = if from.is_ipv4() { "edges4" } else { "edges6" };
         let set = sets?.get(name)?;
         let mut bytes = client.index.to_ne_bytes().to_vec();
         for address in [from, to] {
             match address {
-                std::net::IpAddr::V4(address) => bytes.extend(address.octets()),
-                std::net::IpAddr::V6(address) => bytes.extend(address.octets()),
+                IpAddr::V4(address) => bytes.extend(address.octets()),
+                IpAddr::V6(address) => bytes.extend(address.octets()),
             }
         }
         bytes.extend([protocol.number(), 0, 0, 0]);

@@ -85,8 +85,23 @@ pub(super) fn length(network: &[u8]) -> Option<usize> {
 
 /// The transport header: the first that is no extension header, or an authentication header (`IP6_FH_F_AUTH`).
 pub(super) fn transport(datagram: &[u8]) -> Option<Transport> {
-    let (mut number, mut offset) = (*datagram.get(6)?, HEADER);
+    let number = *datagram.get(6)?;
     datagram.get(HEADER - 1)?;
+    transport_from(datagram, number, HEADER)
+}
+
+/// The transport header as connection tracking finds it (`ipv6_skip_exthdr`): behind authentication headers too, and
+/// nowhere where a header says that none follows.
+pub(super) fn tracked(datagram: &[u8]) -> Option<Transport> {
+    let mut found = transport(datagram)?;
+    while found.protocol == AUTHENTICATION && !found.beheaded {
+        let header = link(datagram, AUTHENTICATION, found.offset)?;
+        found = transport_from(datagram, header.next, header.offset + header.len)?;
+    }
+    (found.protocol != NONE).then_some(found)
+}
+
+fn transport_from(datagram: &[u8], mut number: u8, mut offset: usize) -> Option<Transport> {
     loop {
         if !is_extension(number) || number == NONE {
             return at(number, offset);
@@ -134,6 +149,18 @@ pub(super) fn has_fragment_header(datagram: &[u8]) -> bool {
 #[cfg(test)]
 pub(super) fn fragment_field(datagram: &[u8]) -> Option<u16> {
     chain(datagram).find(|link| link.number == FRAGMENT).map(|link| link.fragment)
+}
+
+/// Where the fragment header of a datagram that is all there begins, and where the number that announces it stands.
+pub(super) fn atomic_fragment(datagram: &[u8]) -> Option<(usize, usize)> {
+    let mut announced = 6;
+    for link in chain(datagram) {
+        if link.number == FRAGMENT {
+            return (link.fragment & 0xfff9 == 0).then_some((link.offset, announced));
+        }
+        announced = link.offset;
+    }
+    None
 }
 
 pub(super) fn is_fragment(datagram: &[u8]) -> bool {

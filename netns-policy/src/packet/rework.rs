@@ -35,6 +35,21 @@ impl Packet {
         Some(Self::from_frame(frame))
     }
 
+    /// The same ICMP error about a packet between other ends, as address translation leaves it. `None` when it embeds no
+    /// header, or one of the other family.
+    pub fn about(&self, ends: Ends) -> Option<Self> {
+        let view = self.in_stack().filter(|view| view.tag.is_none())?;
+        let inner = ETHERNET + view.transport?.offset + 8;
+        let mut frame = self.frame().to_vec();
+        let (at, addresses) = match (ends, frame.get(inner)? >> 4) {
+            (Ends::V4 { from, to }, 4) => (inner + 12, [from.octets(), to.octets()].concat()),
+            (Ends::V6 { from, to }, 6) => (inner + 8, [from.octets(), to.octets()].concat()),
+            _ => return None,
+        };
+        frame.get_mut(at..at + addresses.len())?.copy_from_slice(&addresses);
+        Some(Self::from_frame(frame))
+    }
+
     /// The first `len` bytes of the frame.
     #[must_use]
     pub fn cut(&self, len: usize) -> Self {
@@ -88,6 +103,25 @@ impl Packet {
             self.ipv4_with(header, bytes)
         };
         Some((part(0x2000, head), part(field / 8, tail)))
+    }
+
+    /// The same datagram as connection tracking hands it on: without the fragment header of one that is all there
+    /// (`nf_ct_frag6_gather`), and otherwise as it is.
+    #[must_use]
+    pub fn defragmented(&self) -> Self {
+        self.unwrapped().unwrap_or_else(|| self.clone())
+    }
+
+    fn unwrapped(&self) -> Option<Self> {
+        let view = self.in_stack().filter(|view| view.tag.is_none() && view.protocol == IPV6)?;
+        let (header, announced) = ipv6::atomic_fragment(view.network)?;
+        let mut datagram = view.network.to_vec();
+        datagram[announced] = *datagram.get(header)?;
+        datagram.get(header..header + 8)?;
+        datagram.drain(header..header + 8);
+        let len = clamp16(datagram.len().checked_sub(40)?).to_be_bytes();
+        datagram[4..6].copy_from_slice(&len);
+        Some(Self::from_frame([&self.frame()[..ETHERNET], &datagram].concat()))
     }
 
     /// Header (without extensions or options) and the rest of a well-formed datagram in an untagged frame.

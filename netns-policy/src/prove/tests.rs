@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::graph::{Origin, Target};
 use crate::packet::View;
-use crate::ruleset::decide::Decision;
+use crate::port::Protocol;
+use crate::ruleset::decide::{Decision, Nat};
 use drawn::Made;
 use machine::Leaf;
 use witness::{Point, packet, point_of, some_point};
@@ -100,8 +102,6 @@ impl Scene<'_> {
         first
     }
 }
-
-use crate::ruleset::decide::Nat;
 
 /// Calls `look` with every hook of every namespace on every link.
 fn scenes(made: &Made, look: &mut impl FnMut(&Scene<'_>)) {
@@ -222,4 +222,84 @@ fn every_packet_is_of_just_one_class_which_says_what_becomes_of_it() {
         });
         assert!(count > 2_000, "only {count} packets");
     }
+}
+
+/// Whether the graph has an edge for each packet of a class, said without any word of the proof's own promise.
+fn is_declared(made: &Made, from: &Place, to: &Place, class: &Class) -> bool {
+    let origin = match from {
+        Place::Host => Origin::Host,
+        Place::Service(name) => Origin::Service(name.clone()),
+        Place::Uplink => return false,
+    };
+    let target = match to {
+        Place::Host => Target::Host,
+        Place::Service(name) => Target::Service(name.clone()),
+        Place::Uplink => return false,
+    };
+    let own = made.desired.wires[from].addresses;
+    let spoken = own.iter().any(|own| class.narrow(Var::Saddr).and_then(Numbers::only) == Some(spec::number_of(own)));
+    let protocol = match class.narrow(Var::Proto).and_then(Numbers::only) {
+        Some(6) => Protocol::Tcp,
+        Some(17) => Protocol::Udp,
+        // An echo request.
+        Some(1 | 58) => {
+            let some = made.graph.edges().iter().any(|edge| edge.from == origin && edge.to == target);
+            let kinds = class.of(Var::Sport);
+            return spoken
+                && some
+                && kinds.ranges().iter().all(|(lo, hi)| matches!((lo >> 8, hi >> 8), (8, 8) | (128, 128)));
+        }
+        _ => return false,
+    };
+    let ports = class.of(Var::Dport);
+    let mut all = ports.ranges().iter().flat_map(|(lo, hi)| *lo..=*hi);
+    spoken && all.all(|port| made.graph.allows(&origin, &target, protocol, port as u16).is_some())
+}
+
+#[test]
+fn what_begins_a_connection_on_the_whole_way_has_an_edge_of_the_graph() {
+    let new = Ct::set(&[Ct::New]);
+    let (mut arrived, mut stopped) = (0, 0);
+    for made in policies() {
+        let desired = &made.desired;
+        let fabric = Machine::new(&desired.fabric);
+        let locks: BTreeMap<u32, (&Place, Machine<'_>)> = desired
+            .wires
+            .values()
+            .map(|wire| (wire.index, (&wire.place, Machine::new(&desired.locks[&wire.place]))))
+            .collect();
+        for (from, wire) in &desired.wires {
+            let link = Link { index: wire.index, name: wire.outer.to_string(), group: GROUP };
+            let (point, device) = (HookPoint::Ingress, Some(wire.outer.as_str()));
+            let at = At { point, device, iif: Some(&link), oif: None, local: &[] };
+            let leaves = Class::frames().into_iter().flat_map(|root| fabric.run(Family::Netdev, &at, &root).unwrap());
+            for leaf in leaves {
+                let Some(Outcome::Forward(index)) = leaf.outcome else { continue };
+                let (to, lock) = &locks[&index];
+                let wire = &desired.wires[*to];
+                let link = Link { index: 2, name: wire.inner.to_string(), group: 0 };
+                let at = At { point: HookPoint::Input, device: None, iif: Some(&link), oif: None, local: &[] };
+                // What the receiver puts together from parts has been seen by no port.
+                let parts = [Var::Sport, Var::Dport, Var::Flags, Var::Len].into_iter();
+                let whole = parts.fold(leaf.class.any(Var::Frag).any(Var::FragHeader), |class, var| {
+                    if leaf.class.of(Var::Frag).holds(0) { class } else { class.any(var) }
+                });
+                for datagram in Class::datagrams() {
+                    let Some(class) = whole.and(&datagram).and_then(|class| class.narrowed(Var::Ct, &new)) else {
+                        continue;
+                    };
+                    for end in lock.run(Family::Inet, &at, &class).unwrap() {
+                        match end.outcome {
+                            None => stopped += 1,
+                            Some(_) => {
+                                arrived += 1;
+                                assert!(is_declared(&made, from, to, &end.class), "{from} to {to}: {}", end.class);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(arrived > 50 && stopped > 500, "{arrived} classes arrive, {stopped} do not");
 }

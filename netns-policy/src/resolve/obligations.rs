@@ -379,10 +379,10 @@ impl<'a> Tested<'a> {
             return Some(Reached::No(format!("{word} is switched off by `enabled = false`")));
         };
         let opens = |edge: &&SocketEdge| edge.to == *name && (port.is_none() || socket.as_ref() == Some(&edge.name));
-        if let Start::Inside(Origin::Service(from)) = &self.who {
-            if let Some(edge) = self.graph.sockets_from(from).iter().find(opens) {
-                return Some(Reached::Yes(format!("{edge} is allowed at {}", edge.at)));
-            }
+        if let Start::Inside(Origin::Service(from)) = &self.who
+            && let Some(edge) = self.graph.sockets_from(from).iter().find(opens)
+        {
+            return Some(Reached::Yes(format!("{edge} is allowed at {}", edge.at)));
         }
         if let (Some(socket), None, Start::Inside(Origin::Service(from))) = (&socket, ports, &self.who) {
             let how = format!("`open.{word} = [\"{socket}\"]` in `[service.{from}]` would allow it");
@@ -409,6 +409,10 @@ impl<'a> Tested<'a> {
             }
             _ => {
                 let service = self.names.service(word, point.at, out)?;
+                // What is reached by a path, no connection shows.
+                if port.as_ref().is_some_and(|port| socket_at(service, port).is_some()) {
+                    return None;
+                }
                 let ports = port.as_ref().and_then(|port| port_of(service, port, point.at, out)).map(|found| found.0);
                 (trial::Goal::Inside(Target::Service(service.name.clone()?)), ports)
             }

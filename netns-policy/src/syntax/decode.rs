@@ -7,7 +7,7 @@ use crate::name::InvalidName;
 use crate::port::{InvalidPort, Ports};
 use crate::suggest::{did_you_mean, list};
 
-use super::findings::{At, Draft, Findings, Sp};
+use super::findings::{At, Draft, Findings, SECRET, Sp};
 use super::node::{Entry, Kind, Node};
 
 /// A table that is being read: keys are taken out by name, and what is left is unknown.
@@ -266,6 +266,23 @@ fn is_secret(key: &str, guarded: bool) -> bool {
     telling.iter().any(|word| key.contains(word)) || (guarded && key.contains("private"))
 }
 
+/// Masks what stands under a key that speaks of a secret, wherever that is: a port may not have such a name, yet the
+/// line of that mistake would show it.
+pub(crate) fn mask_secrets(node: &Node, out: &mut Findings) {
+    match &node.kind {
+        Kind::Array(items) => items.iter().for_each(|item| mask_secrets(item, out)),
+        Kind::Table(entries) => {
+            for Entry { key, value } in entries {
+                match value.kind {
+                    Kind::String(_) | Kind::Array(_) if is_secret(&key.value, false) => mask(value, out),
+                    _ => mask_secrets(value, out),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Masks everything in a value: of a table that is spread over the file, its own span covers a header or a key.
 fn mask(node: &Node, out: &mut Findings) {
     out.mask(node.at);
@@ -280,7 +297,7 @@ fn mask(node: &Node, out: &mut Findings) {
 pub(crate) fn secret(at: At, key: &Sp<String>) -> Draft {
     let message =
         format!("`{}` holds a secret (masked here); secrets do not belong in a policy", key.value.escape_debug());
-    Draft::new("E0705", at, message).help(
+    Draft::new(SECRET, at, message).help(
         "a policy is readable by all; write the public key here and keep the other in a file of its own, mode 0600",
     )
 }

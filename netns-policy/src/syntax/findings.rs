@@ -109,6 +109,12 @@ impl Draft {
     }
 }
 
+/// The code of the finding that a value is a secret, which does not repeat it.
+pub(crate) const SECRET: &str = "E0705";
+
+/// What is said of a mistake in a value that is masked: any other message may quote it.
+const UNSAID: &str = "this value is not right, and not shown, because its key speaks of a secret";
+
 /// Everything found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -175,7 +181,11 @@ impl Findings {
         let mut errors = 0..PolicyErrors::MOST;
         drafts.retain(|draft| draft.code.starts_with('W') || errors.next().is_some());
         let place = |at: At| Place::new(&masked[at.file], texts.location(at), at.start..at.end);
+        let mut secrets = self.secrets;
+        secrets.sort();
         let all = drafts.into_iter().map(|draft| {
+            let shows = draft.code != SECRET && secrets.binary_search(&draft.at).is_ok();
+            let draft = if shows { Draft::new(draft.code, draft.at, UNSAID) } else { draft };
             let second = draft.second.map(|(at, label)| (place(at), label));
             Finding::new(draft.code, draft.message, place(draft.at)).with(draft.label, second, draft.help)
         });

@@ -53,7 +53,10 @@ pub(crate) fn read(file: usize, source: &Source, out: &mut Findings) -> (String,
     let (text, plain) = text::text(file, source, out);
     let node = if plain { tree(file, source.format, &text, out) } else { None };
     match node {
-        Some(node) => (text, Some(decode(file, source.trust, node, out))),
+        Some(node) => {
+            decode::mask_secrets(&node, out);
+            (text, Some(decode(file, source.trust, node, out)))
+        }
         None => {
             mask_unread(file, &text, out);
             out.unread = true;

@@ -185,20 +185,3 @@ pub type Outcome = Result<Checked, PolicyErrors>;
 pub fn parse(files: &[Value]) -> Outcome {
     AllowGraph::parse(&sources(files))
 }
-
-/// Every finding in a form that says nothing of files: code and message.
-pub fn findings(outcome: &Outcome) -> Vec<String> {
-    let line = |finding: &netns_policy::diagnostic::Finding| format!("{} {finding}", finding.code());
-    let mut findings: Vec<String> = match outcome {
-        Ok(checked) => checked.warnings.iter().map(line).collect(),
-        Err(errors) => errors.iter().map(line).collect(),
-    };
-    findings.sort();
-    findings
-}
-
-/// Every ask and what became of it.
-pub fn asks(outcome: &Outcome) -> Vec<String> {
-    let asks = outcome.iter().flat_map(|checked| &checked.asks);
-    asks.map(|ask| format!("{ask} {:?}", ask.answer)).collect()
-}

@@ -81,6 +81,24 @@ pub enum Command {
         #[arg(value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
+    /// Lists what fragments of packages ask for, or answers them: opens nothing before the next apply.
+    Grant {
+        /// A fragment or a service that asks; left out: list.
+        #[arg(value_name = "NAME")]
+        who: Option<String>,
+        /// Of what it asks for, this alone: `lnd`, `lnd:rpc`, `clightning:unix:rpc`.
+        #[arg(value_name = "TARGET[:PORT]", requires = "who")]
+        target: Option<String>,
+        /// Take back what was granted.
+        #[arg(long, requires = "who")]
+        revoke: bool,
+        /// Show what would change, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Write the answer to this file; default: 90-nsctl.toml in the last directory of --policy, else of /etc.
+        #[arg(long, value_name = "FILE")]
+        into: Option<PathBuf>,
+    },
     /// Prints the allow-graph; needs no privilege.
     Graph {
         /// The form.
@@ -152,9 +170,15 @@ pub enum Command {
         #[arg(long, value_name = "ADDRESS")]
         lan: Option<std::net::IpAddr>,
     },
-    /// Explains why FROM may or may not reach TO:PORT; needs no privilege.
+    /// Explains why FROM may or may not reach TO:PORT; needs no privilege without --live.
     Why {
-        /// A service, a peer, or `host`.
+        /// Really connect, and say what became of it and who stopped it.
+        #[arg(long)]
+        live: bool,
+        /// The address that is dialled for `wan` or `lan`.
+        #[arg(long, value_name = "ADDRESS", requires = "live")]
+        address: Option<std::net::IpAddr>,
+        /// A service, a peer, `host`, `peers`, `wan` or `lan`.
         from: String,
         /// A service and its port, by name or number: `bitcoind:rpc`, `bitcoind:tcp:8332`; or `wan`, `lan`, `metadata`.
         #[arg(value_name = "TO:PORT")]

@@ -11,6 +11,7 @@ use netns_policy::prove::Counterexample;
 use nsctl::Error;
 use nsctl::kernel::KernelError;
 use nsctl::kernel::nft::NftError;
+use nsctl::own::OwnError;
 use nsctl::policy::{Editable, Found, ReadError};
 use nsctl::report::StepError;
 use nsctl::rewrite::RewriteError;
@@ -24,6 +25,11 @@ pub fn line(text: impl Display) {
 
 /// `1 edge`, `2 edges`.
 pub fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// As [`count`], of what a kernel has counted.
+pub fn count_of(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
@@ -100,6 +106,7 @@ fn exit_code(error: &Error) -> u8 {
         | Error::PoolTaken { .. }
         | Error::Read(_)
         | Error::Usage { .. } => 2,
+        Error::Own(error) if !matches!(error, OwnError::Store(_)) => 2,
         _ => 1,
     }
 }
@@ -227,6 +234,7 @@ fn code(error: &Error) -> &'static str {
         Error::Foreign { .. } | Error::ForeignLink { .. } => "E0218",
         Error::Kernel(_) | Error::Spoiled { .. } | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",
+        Error::Own(e) => e.code(),
         Error::Policy(_) => "E0100",
         Error::PoolTaken { .. } => "E0501",
         Error::Probe(_) => nsctl::kernel::probe::ProbeError::CODE,
@@ -256,6 +264,7 @@ fn help(error: &Error) -> Option<String> {
             let known: Vec<_> = known.iter().map(ToString::to_string).collect();
             Some(format!("name a policy with --policy; `nsctl down` takes --network too: {}", known.join(", ")))
         }
+        Error::Own(e) => Some(e.help()),
         Error::PoolTaken { free: Some(free), .. } => {
             Some(format!("write another one: `pool4 = \"{free}\"` is free here"))
         }

@@ -1,11 +1,39 @@
 //! The table of ours on the host: its lock on its own wire, the leg, and nobody else's traffic.
 
 use super::lock::{LO, held, opened};
-use super::{ESTABLISHED, Facts, RELATED, Spec, addresses, states};
+use super::{ESTABLISHED, Facts, RELATED, Right, Spec, addresses, states};
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
 use crate::prove::numbers::Numbers;
 use crate::topology::{Place, leg_link};
+
+/// New connections along a right, as far as they begin at their beginning: the host's connection tracking may take a
+/// segment from the middle for a new one (`nf_conntrack_tcp_loose`), where that of a service calls it invalid. A reset
+/// opens nothing, and of a header that is cut off nobody knows a connection: these may pass.
+fn begun(right: &Right, peer: Var, spec: &mut Spec) {
+    let mut any = Spec::default();
+    opened(right, peer, |class| class, &mut any);
+    let bits = |mask, value| Numbers::masked(8, mask, value).expect("few ranges");
+    let (opening, reset) = (bits(SYN | ACK, SYN), bits(RST, RST));
+    for (outcome, class) in any.must {
+        if class.of(Var::Proto) != Numbers::one(TCP) {
+            spec.must(outcome, class);
+            continue;
+        }
+        let whole = class.with(Var::Len, &Numbers::range(FLAGS + 1, u128::from(u16::MAX)));
+        spec.must(outcome, whole.with(Var::Flags, &opening));
+        spec.may(outcome, whole.with(Var::Flags, &reset));
+        spec.may(outcome, class.with(Var::Len, &Numbers::range(0, FLAGS)));
+    }
+    spec.may.extend(any.may);
+}
+
+const TCP: u128 = 6;
+/// `tcp flags`, and which byte of the header they are.
+const SYN: u128 = 0x02;
+const RST: u128 = 0x04;
+const ACK: u128 = 0x10;
+const FLAGS: u128 = 13;
 
 impl Facts<'_> {
     fn is_wire(&self, link: &Link) -> bool {
@@ -44,7 +72,7 @@ impl Facts<'_> {
         let mut spec = Spec::default();
         if self.is_wire(from) {
             held(&mut spec);
-            self.rights_to(&Place::Host).for_each(|right| opened(right, Var::Saddr, |class| class, &mut spec));
+            self.rights_to(&Place::Host).for_each(|right| begun(right, Var::Saddr, &mut spec));
             return spec;
         }
         if self.is_leg(from) {
@@ -68,7 +96,7 @@ impl Facts<'_> {
         }
         let mut spec = Spec::default();
         held(&mut spec);
-        self.rights_from(&Place::Host).for_each(|right| opened(right, Var::Daddr, |class| class, &mut spec));
+        self.rights_from(&Place::Host).for_each(|right| begun(right, Var::Daddr, &mut spec));
         spec
     }
 
@@ -80,7 +108,7 @@ impl Facts<'_> {
             return spec;
         }
         if self.is_leg(from) {
-            Ip::BOTH.into_iter().for_each(|ip| self.from_leg(ip, &mut spec));
+            Ip::BOTH.into_iter().for_each(|ip| self.leaving_by_leg(ip, &mut spec));
             return spec;
         }
         if self.is_leg(by) {
@@ -95,7 +123,7 @@ impl Facts<'_> {
     }
 
     /// Who may go where, the gateway has asked: here an address of the host never, what some service may reach always.
-    fn from_leg(&self, ip: Ip, spec: &mut Spec) {
+    fn leaving_by_leg(&self, ip: Ip, spec: &mut Spec) {
         let ours = self.ours_on_host()(ip);
         let local = addresses(ip, self.host.addresses.iter().copied()).or(&ours);
         let services = || self.graph.services();

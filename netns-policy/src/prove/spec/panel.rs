@@ -64,13 +64,13 @@ impl Facts<'_> {
         spec
     }
 
-    fn into_wire(&self, place: &Place) -> Option<Outcome> {
+    fn wire_of(&self, place: &Place) -> Option<Outcome> {
         self.wires.get(place).map(|index| Outcome::Forward(*index))
     }
 
     /// From the client to the server.
     fn along(&self, right: &Right, spec: &mut Spec) {
-        let Some(to) = self.into_wire(&right.to) else { return };
+        let Some(to) = self.wire_of(&right.to) else { return };
         for (ip, client, server) in &right.ends {
             let class = between(&unparted(&frames(*ip)), *client, *server);
             spec.must(to, to_ports(&class, right.ports));
@@ -82,7 +82,7 @@ impl Facts<'_> {
 
     /// From the server to the client.
     fn back(&self, right: &Right, spec: &mut Spec) {
-        let Some(to) = self.into_wire(&right.from) else { return };
+        let Some(to) = self.wire_of(&right.from) else { return };
         for (ip, client, server) in &right.ends {
             let class = between(&unparted(&frames(*ip)), *server, *client);
             let answers = from_ports(&class, right.ports);
@@ -112,7 +112,7 @@ impl Facts<'_> {
                     Side::Server => (*server, *client, &right.from),
                 };
                 let (protocol, ports) = (right.ports.protocol(), super::range(right.ports));
-                Some(Flow { here, there, out: self.into_wire(other)?, protocol, ports })
+                Some(Flow { here, there, out: self.wire_of(other)?, protocol, ports })
             })
         });
         let flows: Vec<Flow> = flows.collect();
@@ -138,7 +138,7 @@ impl Facts<'_> {
 
     /// From a service to the gateway.
     fn out(&self, place: &Place, service: &Service, spec: &mut Spec) {
-        let Some(to) = self.into_wire(&Place::Uplink).filter(|_| uses_uplink(service)) else { return };
+        let Some(to) = self.wire_of(&Place::Uplink).filter(|_| uses_uplink(service)) else { return };
         for ip in Ip::BOTH {
             let Some(own) = self.own(place, ip) else { continue };
             let class = frames(ip).with(Var::Saddr, &Numbers::one(own));
@@ -155,7 +155,7 @@ impl Facts<'_> {
     /// From the gateway to a service.
     fn in_again(&self, service: &Service, spec: &mut Spec) {
         let place = Place::Service(service.name.clone());
-        let Some(to) = self.into_wire(&place).filter(|_| uses_uplink(service)) else { return };
+        let Some(to) = self.wire_of(&place).filter(|_| uses_uplink(service)) else { return };
         for ip in Ip::BOTH {
             let Some(own) = self.own(&place, ip) else { continue };
             let class = frames(ip).with(Var::Daddr, &Numbers::one(own));

@@ -9,12 +9,17 @@ use std::net::IpAddr;
 use super::grant::Grant;
 use super::lock::{Elements, called, callers, connection_sets, known};
 use super::outside::{join, not_direct};
-use super::vocabulary::{BOTH, ESTABLISHED, Load, RELATED, TCP, Version, base_chain, interval, key, rule};
+use super::vocabulary::{BOTH, ESTABLISHED, Load, NEW, RELATED, TCP, Version, Words, base_chain, interval, key, rule};
 use super::{Source, host_table};
 use crate::name::NetworkName;
 use crate::observed::Observed;
 use crate::ruleset::{Chain, ChainKind, Family, HookPoint, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::{Place, leg_link};
+
+/// `tcp flags`.
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
 
 /// The chain that counts what got through the host's forward hook, one rule a family.
 pub const PASSED: &str = "passed";
@@ -166,8 +171,16 @@ fn is_global6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if !address.is_unicast_link_local())
 }
 
+/// TCP that begins in the middle. The host's own connection tracking may pick it up (`nf_conntrack_tcp_loose`, which is
+/// not ours to set there); in our namespaces such a packet is invalid. A reset opens nothing, and ends what had no
+/// answer yet.
+fn picked_up() -> Words {
+    rule().l4proto(TCP).tcp_flags(SYN | ACK, false, SYN).tcp_flags(RST, false, RST).ct_state(NEW).counter()
+}
+
 fn from_fabric() -> Vec<Rule> {
     let mut rules = known();
+    rules.push(picked_up().drop());
     rules.extend(callers());
     rules.push(rule().counter().drop());
     rules
@@ -175,6 +188,7 @@ fn from_fabric() -> Vec<Rule> {
 
 fn to_fabric() -> Vec<Rule> {
     let mut rules = known();
+    rules.push(picked_up().reject(Reject::TcpReset));
     rules.extend(called());
     rules.push(rule().counter().end());
     rules.push(rule().l4proto(TCP).reject(Reject::TcpReset));

@@ -72,7 +72,8 @@ impl Tuple {
         let (source, destination) = match transport.protocol {
             _ if transport.beheaded => return None,
             6 | 17 => (at(0)?, at(2)?),
-            1 | 58 => (at(4)?, at(0)?),
+            // The whole header, or nothing (`icmp_pkt_to_tuple`).
+            1 | 58 => at(6).and(Some((at(4)?, at(0)?)))?,
             _ => (0, 0),
         };
         Some(Self { from, to, protocol: transport.protocol, source, destination })
@@ -118,7 +119,7 @@ pub struct Tracked {
 impl Tracked {
     /// What conntrack says about a packet that comes in or goes out; `None` for an invalid one.
     pub fn classify(&self, packet: &Packet) -> Option<CtState> {
-        let view = packet.in_stack()?;
+        let view = packet.in_stack()?.tracked()?;
         match message(&view) {
             Message::Error(inner) => self.error(&view, inner),
             Message::Untracked => Some(CtState::original(CtState::UNTRACKED)),
@@ -126,10 +127,17 @@ impl Tracked {
         }
     }
 
-    /// Keeps in mind a packet that has passed: the first of a flow opens it, an answer confirms it.
+    /// Keeps in mind a packet that has passed the rules: the first of a flow opens it, an answer confirms it, a reset before any
+    /// answer ends it at once (`nf_conntrack_tcp_packet`).
     pub fn record(&mut self, packet: &Packet) {
         let Some(ct) = self.classify(packet) else { return };
-        let Some(tuple) = packet.in_stack().as_ref().and_then(Tuple::of) else { return };
+        let Some(view) = packet.in_stack().and_then(View::tracked) else { return };
+        let Some(tuple) = Tuple::of(&view) else { return };
+        if is_reset(&view) && self.find(tuple).is_some_and(|(_, answered)| !answered) {
+            self.flows.remove(&tuple);
+            tuple.reversed().map(|original| self.flows.remove(&original));
+            return;
+        }
         match ct.state {
             CtState::NEW => {
                 self.flows.entry(tuple).or_insert(false);
@@ -141,10 +149,20 @@ impl Tracked {
         }
     }
 
+    /// Takes note of a packet on its way in or out, whatever the rules or the IP stack do with it afterwards: a flow that
+    /// is held learns of it already, and none is opened.
+    pub fn notice(&mut self, packet: &Packet) {
+        let tuple = packet.in_stack().and_then(View::tracked).as_ref().and_then(Tuple::of);
+        if tuple.is_some_and(|tuple| self.find(tuple).is_some()) {
+            self.record(packet);
+        }
+    }
+
     fn ordinary(&self, view: &View<'_>) -> Option<CtState> {
         let tuple = Tuple::of(view)?;
         let tcp_flags = match tuple.protocol {
             6 => Some(valid_tcp_flags(view)?),
+            17 if !has_udp_length(view) => return None,
             _ => None,
         };
         if let Some((direction, answered)) = self.find(tuple) {
@@ -205,6 +223,17 @@ fn valid_tcp_flags(view: &View<'_>) -> Option<u8> {
         _ => flags == flag::RST || flags == flag::RST | flag::ACK,
     };
     sane.then_some(flags)
+}
+
+/// Whether the length that a datagram gives is that of its header at least, and no more than there is (`udp_error`).
+fn has_udp_length(view: &View<'_>) -> bool {
+    let length = view.transport(4, 2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])));
+    length.is_some_and(|length| length >= 8 && view.transport(0, length).is_some())
+}
+
+fn is_reset(view: &View<'_>) -> bool {
+    let is_tcp = view.transport.is_some_and(|transport| transport.protocol == 6);
+    is_tcp && view.transport(13, 1).is_some_and(|flags| flags[0] & flag::RST != 0)
 }
 
 /// A packet of a flow that is held.

@@ -106,6 +106,8 @@ pub enum Loss {
     HeldForReassembly,
     /// It is addressed to somebody else.
     NotAddressedHere,
+    /// It has IP options that nobody takes: they cannot be read, or are a source route.
+    Options,
     /// It is no datagram that an IP stack takes, or a program sends.
     NotIp,
     /// The sender is no place of this world.
@@ -157,6 +159,9 @@ impl World {
     /// receiver's when it arrived. Root's packet sockets go past the sender's.
     pub fn send<'a>(&'a self, from: &str, packet: &Packet, sender: Sender, connections: &mut Connections) -> Walk<'a> {
         let walk = self.carry(from, packet, sender, connections);
+        for hop in walk.hops.iter().filter(|hop| matches!(hop.gate, Gate::SenderLock | Gate::ReceiverLock)) {
+            connections.entry(hop.place.to_owned()).or_default().notice(packet);
+        }
         let left = walk.hops.iter().any(|hop| hop.gate == Gate::SenderLock && hop.outcome.decision == Decision::Accept);
         if left {
             connections.entry(from.to_owned()).or_default().record(packet);
@@ -176,9 +181,15 @@ impl World {
         hops: &mut Vec<Hop<'a>>,
     ) -> Result<&'a str, Fate<'a>> {
         let (from, place) = self.places.get_key_value(from).ok_or(Fate::Lost(Loss::NoSuchPlace))?;
-        if sender == Sender::Program {
-            place.lets_out(from, packet, connections, hops)?;
-        }
+        let left;
+        let packet = match sender {
+            Sender::Program => {
+                place.lets_out(from, packet, connections, hops)?;
+                left = packet.defragmented();
+                &left
+            }
+            Sender::Root => packet,
+        };
         let index = self.patch(from, place, packet, hops)?;
         let (to, place) = self.wire(index).ok_or(Fate::Lost(Loss::NoSuchWire))?;
         if let Some(leg) = self.leg.as_ref().filter(|leg| leg.gateway == to && !place.owns(packet)) {
@@ -234,7 +245,7 @@ impl Place {
         connections: &Connections,
         hops: &mut Vec<Hop<'a>>,
     ) -> Result<(), Fate<'a>> {
-        let view = datagram(packet)?;
+        let view = received(packet)?;
         let env = Env { iif: self.index, iifname: &self.link, ..self.env(name, packet, connections) };
         self.ask(HookPoint::Prerouting, Gate::ReceiverLock, name, packet, &env, hops)?;
         if !self.takes(&view) {
@@ -278,7 +289,7 @@ impl Place {
         let martian = ends.from().is_loopback() || ends.from().is_multicast() || self.addresses.contains(&ends.from());
         // A tag that nobody has a link for belongs to another host; number 0 is a priority and no VLAN.
         let foreign = view.tag.is_some_and(|(_, tci)| tci & 0x0fff != 0);
-        !martian && !foreign && self.addresses.contains(&ends.to())
+        !martian && !foreign && view.has_acceptable_options() && self.addresses.contains(&ends.to())
     }
 }
 
@@ -294,6 +305,12 @@ fn leads_where_it_goes(nat: Nat, packet: &Packet) -> bool {
 fn datagram<'a>(packet: &Packet) -> Result<View<'_>, Fate<'a>> {
     let view = packet.in_stack().ok_or(Fate::Lost(Loss::NotIp))?;
     if view.is_fragment() { Err(Fate::Lost(Loss::HeldForReassembly)) } else { Ok(view) }
+}
+
+/// The same, off a wire: what its frame addresses to another machine goes no further.
+fn received<'a>(packet: &Packet) -> Result<View<'_>, Fate<'a>> {
+    let view = packet.in_stack().ok_or(Fate::Lost(Loss::NotIp))?;
+    if view.is_for_this_machine() { datagram(packet) } else { Err(Fate::Lost(Loss::NotAddressedHere)) }
 }
 
 /// Writes down what a gate said; the index that it forwards to, or none when it lets the packet pass.

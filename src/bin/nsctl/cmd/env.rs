@@ -13,7 +13,7 @@ use crate::args::Args;
 use crate::output;
 
 pub fn env(args: &Args, nsctl: &Orchestrator, name: &str) -> Result<ExitCode, Error> {
-    let planned = nsctl.plan_offline()?;
+    let planned = nsctl.look_offline()?;
     let graph = &planned.checked.graph;
     let service = service_of(graph, name)?;
     let own = planned.addresses.service(name).unwrap_or_else(|| planned.addresses.leg_host());

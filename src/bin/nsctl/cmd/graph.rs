@@ -28,6 +28,8 @@ pub fn graph(args: &Args, form: Form, nsctl: &Orchestrator) -> Result<ExitCode, 
 /// Every arrow: edges, ways out, ways in.
 fn arrows(graph: &AllowGraph) -> Vec<(String, String, String)> {
     let inside = graph.edges().iter().map(|edge| (edge.from.to_string(), edge.to.to_string(), port(edge)));
+    let sockets =
+        graph.sockets().iter().map(|one| (one.from.to_string(), one.to.to_string(), format!("unix:{}", one.name)));
     let out = graph.services().flat_map(|service| {
         words(&service.outbound).into_iter().map(|word| (service.name.to_string(), word, String::new()))
     });
@@ -35,7 +37,7 @@ fn arrows(graph: &AllowGraph) -> Vec<(String, String, String)> {
         .exposures()
         .iter()
         .map(|exposure| (exposure.way.word().to_owned(), exposure.service.to_string(), exposure.port_name.to_string()));
-    inside.chain(out).chain(ways_in).collect()
+    inside.chain(sockets).chain(out).chain(ways_in).collect()
 }
 
 fn port(edge: &Edge) -> String {
@@ -51,6 +53,12 @@ fn as_json(graph: &AllowGraph) -> serde_json::Value {
             "file": edge.at.file, "line": edge.at.line,
         })
     });
+    let sockets = graph.sockets().iter().map(|one| {
+        json!({
+            "from": one.from.to_string(), "to": one.to.to_string(), "name": one.name.to_string(), "path": one.path,
+            "file": one.at.file, "line": one.at.line,
+        })
+    });
     let exposures = graph.exposures().iter().map(|exposure| {
         json!({
             "way": exposure.way.word(), "service": exposure.service.to_string(),
@@ -61,6 +69,7 @@ fn as_json(graph: &AllowGraph) -> serde_json::Value {
         "network": graph.network().name.to_string(),
         "services": services,
         "edges": edges.collect::<Vec<_>>(),
+        "sockets": sockets.collect::<Vec<_>>(),
         "exposures": exposures.collect::<Vec<_>>(),
     })
 }

@@ -6,6 +6,7 @@ mod demo;
 mod env;
 mod exec;
 mod fmt;
+mod grant;
 mod graph;
 mod man;
 mod plan;
@@ -39,6 +40,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
         Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
+        Command::Grant { who, target, revoke, dry_run, into } => grant::grant(
+            args,
+            &orchestrator(args, false),
+            &grant::Asked { who, target, revoke: *revoke, dry_run: *dry_run, into },
+        ),
         Command::Graph { format } => graph::graph(args, *format, &orchestrator(args, false)),
         Command::Man { directory } => man::man(args, directory.as_deref()),
         Command::Plan { offline, exit_code, renumber } => {
@@ -56,7 +62,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             test::test(args, &orchestrator(args, false), *format, *live, &outside)
         }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
-        Command::Why { from, to } => why::why(args, &orchestrator(args, false), from, to),
+        Command::Why { live, address, from, to } => {
+            why::why(args, &orchestrator(args, false), from, to, *live, *address)
+        }
     }
 }
 
@@ -72,11 +80,13 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Status => "status",
         Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
+        Command::Why { live: true, .. } => "why --live",
         Command::Check
         | Command::Completions { .. }
         | Command::Demo
         | Command::Env { .. }
         | Command::Fmt { .. }
+        | Command::Grant { .. }
         | Command::Graph { .. }
         | Command::Man { .. }
         | Command::Plan { .. }
@@ -107,9 +117,11 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
         let warnings = output::warnings_json(&checked.warnings, &checked.editable);
         let files = &checked.files;
         let proof = prove::as_json(&proof);
-        output::answer(
-            &serde_json::json!({ "services": services, "edges": edges, "files": files, "warnings": warnings, "proof": proof }),
-        );
+        let asks: Vec<_> = checked.asks.iter().map(grant::as_json).collect();
+        output::answer(&serde_json::json!({
+            "services": services, "edges": edges, "hash": checked.graph.hash(), "asks": asks, "files": files,
+            "warnings": warnings, "proof": proof,
+        }));
     } else {
         if args.verbose {
             output::files(&checked.files);
@@ -117,6 +129,7 @@ fn check(args: &Args) -> Result<ExitCode, Error> {
         output::warnings(&checked.warnings);
         output::editable(&checked.editable);
         output::line(format_args!("ok: {}, {}", output::count(services, "service"), output::count(edges, "edge")));
+        grant::tell_open(&checked.asks);
         output::line(format_args!("proved: {} classes of packets", proof.classes()));
     }
     Ok(ExitCode::SUCCESS)

@@ -40,6 +40,10 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
             output::line(format_args!("{:<24} {target:<32} {}", exposure.way, exposure.state));
         }
     }
+    if !status.asks.is_empty() {
+        output::line("\nasked for by fragments, and not open; `nsctl grant` says what for:");
+        status.asks.iter().for_each(|ask| output::line(format_args!("  {ask}")));
+    }
     status.warnings.iter().for_each(output::talk);
     match status.drift.as_slice() {
         [] => output::line("\nno drift"),

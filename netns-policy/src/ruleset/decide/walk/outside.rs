@@ -9,8 +9,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Connections, Fate, Gate, Hop, Loss, Place, Walk, World, ask, datagram};
-use crate::packet::{Ends, Packet};
+use super::{Connections, Fate, Gate, Hop, Loss, Place, Walk, World, ask, datagram, received};
+use crate::packet::build::flag;
+use crate::packet::{Ends, Packet, be16, embedded};
 use crate::ruleset::decide::conntrack::{CtState, Tracked};
 use crate::ruleset::decide::{Env, LOCAL, Nat, UNICAST, hooks};
 use crate::ruleset::{Family, HookPoint, Ruleset};
@@ -100,16 +101,23 @@ impl Leg {
         connections: &Connections,
         hops: &mut Vec<Hop<'a>>,
     ) -> Result<&'a str, Fate<'a>> {
-        datagram(packet)?;
+        let view = received(packet)?;
         let gate = Gated { rules: &place.lock, gate: Gate::Gateway, name: &self.gateway };
         let env = Env { iif: place.index, iifname: &place.link, ..place.env(&self.gateway, packet, connections) };
         // A known flow keeps the translation that its first packet got.
         let first = Env { ct: env.ct.map(as_first), ..env };
-        let called = match gate.ask(HookPoint::Prerouting, packet, &first, hops)? {
+        let nat = gate.ask(HookPoint::Prerouting, packet, &first, hops)?;
+        let called = match nat.or_else(|| gate.of_the_flow(packet, env)) {
             Some(Nat::Destination { address, port: None }) => to(packet, address)?,
             Some(_) => return Err(Fate::Lost(Loss::Translated)),
             None => packet.clone(),
         };
+        if view.is_for_a_group() {
+            return Err(Fate::Lost(Loss::NotAddressedHere));
+        }
+        if !view.has_acceptable_options() {
+            return Err(Fate::Lost(Loss::Options));
+        }
         let destination = datagram(&called)?.ends().ok_or(Fate::Lost(Loss::NotIp))?.to();
         let back = self.pools.iter().any(|pool| pool.contains(destination));
         let (oif, oifname) = if back { (place.index, &place.link) } else { (self.inner.index, &self.inner.name) };
@@ -120,7 +128,12 @@ impl Leg {
             return Err(Fate::Lost(Loss::TurnedBack));
         }
         masqueraded(nat, env.ct)?;
-        self.host_lets_out(&self.as_gateway(&called)?, connections, hops)
+        let related = env.ct.is_some_and(|ct| ct.state == CtState::RELATED);
+        // A redirect is about routes of one network, and never translated (`nf_nat_icmp_reply_translation`).
+        if related && called.in_stack().and_then(|view| view.transport(0, 1)) == Some(&[5]) && destination.is_ipv4() {
+            return Err(Fate::Lost(Loss::NotMasqueraded));
+        }
+        self.host_lets_out(&self.as_gateway(&called, related)?, connections, hops)
     }
 
     fn host_lets_out<'a>(
@@ -197,11 +210,13 @@ impl Leg {
         Env { ct, fib_daddr_type: if local { LOCAL } else { UNICAST }, ..Env::default() }
     }
 
-    /// The same packet from the gateway's own address.
-    fn as_gateway<'a>(&self, packet: &Packet) -> Result<Packet, Fate<'a>> {
+    /// The same packet from the gateway's own address; an error is then about a packet to that address.
+    fn as_gateway<'a>(&self, packet: &Packet, is_error: bool) -> Result<Packet, Fate<'a>> {
         let to = datagram(packet)?.ends().ok_or(Fate::Lost(Loss::NotIp))?.to();
         let own = self.addresses.iter().find_map(|own| Ends::new(*own, to)).ok_or(Fate::Lost(Loss::NotMasqueraded))?;
-        packet.readdressed(own).ok_or(Fate::Lost(Loss::NotIp))
+        let sent = packet.readdressed(own).ok_or(Fate::Lost(Loss::NotIp))?;
+        let about = if is_error { sent.about(own.reversed()) } else { None };
+        Ok(about.unwrap_or(sent))
     }
 }
 
@@ -229,7 +244,28 @@ struct Gated<'a> {
     name: &'a str,
 }
 
+/// The first packet of the connection that an ICMP error is about, which somebody else has answered.
+fn opening(packet: &Packet) -> Option<Packet> {
+    let view = packet.in_stack()?;
+    let inner = view.network.get(view.transport?.offset + 8..)?;
+    let (from, to, transport) = embedded(inner)?;
+    let (ends, sport, dport) =
+        (Ends::new(to, from)?, be16(inner, transport.offset + 2)?, be16(inner, transport.offset)?);
+    match transport.protocol {
+        6 => Some(Packet::tcp(ends, sport, dport, flag::SYN)),
+        17 => Some(Packet::udp(ends, sport, dport, b"")),
+        _ => None,
+    }
+}
+
 impl<'a> Gated<'a> {
+    /// An error goes to where the connection that it is about was sent on.
+    fn of_the_flow(&self, packet: &Packet, env: Env<'_>) -> Option<Nat> {
+        env.ct.filter(|ct| ct.state == CtState::RELATED)?;
+        let first = Env { ct: Some(CtState::original(CtState::NEW)), ..env };
+        hooks(self.rules, Family::Inet, HookPoint::Prerouting, None, &opening(packet)?, &first).nat
+    }
+
     fn ask(
         &self,
         point: HookPoint,
