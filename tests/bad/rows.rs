@@ -45,7 +45,7 @@ pub const ROWS: [Row; 105] = [
     Row { number: 30, title: "a port of the other protocol", codes: "E0205" },
     Row { number: 31, title: "not a port", codes: "E0206" },
     Row { number: 32, title: "a range backwards", codes: "E0207" },
-    Row { number: 33, title: "tags that hold each other", codes: "E0208" },
+    Row { number: 33, title: "tags that hold each other", codes: "E0109 E0212" },
     Row { number: 34, title: "an unknown tag", codes: "E0209" },
     Row { number: 35, title: "a tag named like a service", codes: "E0210" },
     Row { number: 36, title: "a reserved word as a name", codes: "E0211" },
@@ -64,7 +64,7 @@ pub const ROWS: [Row; 105] = [
     Row { number: 49, title: "a number where there is a name", codes: "W0224" },
     Row { number: 50, title: "a unit twice", codes: "E0225" },
     Row { number: 51, title: "a service alone", codes: "W0226" },
-    Row { number: 52, title: "services that start after each other", codes: "E0228" },
+    Row { number: 52, title: "services that start after each other", codes: "E0109" },
     Row { number: 53, title: "two files with two pools", codes: "E0307" },
     Row { number: 54, title: "a fragment of a package opens an edge", codes: "E0303" },
     Row { number: 55, title: "a fragment of a package goes out, or is exposed", codes: "E0303" },
@@ -122,8 +122,6 @@ pub const ROWS: [Row; 105] = [
 
 /// Rows that nobody can be told yet, and why.
 pub const LATER: &[(u16, &str)] = &[
-    (33, "a tag holds services, and no other tags: there is nothing that could go round"),
-    (52, "a policy has no start order: systemd has"),
     (76, "nothing is served on a port of the machine yet, so nobody is in its way"),
     (86, "there are no tunnels yet; two exposures on one port are row 75"),
     (88, "there are no QR codes yet"),
