@@ -89,7 +89,7 @@ fn in_time<T>(mut work: impl FnMut() -> T) -> T {
 fn policy(sources: &[Source]) {
     let read = in_time(|| AllowGraph::parse(sources));
     match read {
-        Ok(Checked { graph, warnings }) => {
+        Ok(Checked { graph, warnings, .. }) => {
             warnings.iter().for_each(|warning| finding(sources, warning));
             assert!(warnings.iter().all(Warning::is_warning), "an error refuses");
             invariants(&graph);
