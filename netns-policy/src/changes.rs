@@ -10,8 +10,8 @@ use crate::address::Addresses;
 use crate::desired::{Desired, Wire};
 use crate::name::ServiceName;
 use crate::observed::Observed;
-use crate::port::{Ports, Protocol};
-use crate::ruleset::{Field, Key, Ruleset, Set};
+use crate::port::Ports;
+use crate::ruleset::{Key, Ruleset, Set};
 use crate::topology::Place;
 
 /// One line of `nsctl plan`.
@@ -96,7 +96,7 @@ pub fn passages(fabric: &Ruleset, names: &BTreeMap<u32, String>) -> BTreeSet<Pas
                 Word::Lan => ("lan".to_owned(), there.map(|(first, last)| range(first, last))),
                 Word::Somewhere => outside(there?),
             };
-            Some(Passage { from, to, range, ports: ports(set, key) })
+            Some(Passage { from, to, range, ports: set.ports_in(key) })
         })
     })
     .collect()
@@ -170,31 +170,9 @@ fn end(prefix: &IpNetwork) -> IpAddr {
     }
 }
 
-fn index(bytes: &[u8]) -> Option<u32> {
+/// The interface index that a key or an answer begins with.
+pub(crate) fn index(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
-}
-
-fn ports(set: &Set, key: &Key) -> Option<Ports> {
-    let mut at = 0;
-    let mut protocol = None;
-    for field in &set.key {
-        let take = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-        match field {
-            Field::InetProto => {
-                protocol = match key.from.get(at)? {
-                    6 => Some(Protocol::Tcp),
-                    17 => Some(Protocol::Udp),
-                    _ => None,
-                }
-            }
-            Field::InetService => {
-                return Ports::new(protocol?, take(&key.from)?, take(key.to.as_ref().unwrap_or(&key.from))?).ok();
-            }
-            _ => {}
-        }
-        at += field.padded_len();
-    }
-    None
 }
 
 /// Neighbouring single ports of one pair, as the one range they came from.
@@ -322,6 +300,7 @@ fn panel_differs(old: &Ruleset, new: &Ruleset) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::Protocol;
 
     #[test]
     fn neighbouring_ports_are_shown_as_the_range_they_came_from() {

@@ -7,10 +7,11 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::changes::index;
 use crate::desired::{Desired, Wire};
 use crate::port::{Ports, Protocol};
 use crate::ruleset::compile::is_public;
-use crate::ruleset::{Expr, Family, Field, Key, Reject, Rule, Ruleset, Set, Table};
+use crate::ruleset::{Expr, Family, Key, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::Place;
 
 /// One element, and the rule that asks for it.
@@ -83,9 +84,9 @@ pub fn stands(desired: &Desired, from: &Place, to: &Place, ports: Option<Ports>)
             continue;
         }
         let wanted = |(key, answer): &(&Key, &Option<Vec<u8>>)| {
-            word(&key.from) == Some(client.index)
-                && answer.as_deref().and_then(word) == Some(server.index)
-                && ports.is_none_or(|asked| ports_of(set, key).is_none_or(|own| own.overlaps(&asked)))
+            index(&key.from) == Some(client.index)
+                && answer.as_deref().and_then(index) == Some(server.index)
+                && ports.is_none_or(|asked| set.ports_in(key).is_none_or(|own| own.overlaps(&asked)))
         };
         for (key, _) in set.elements.iter().filter(wanted) {
             let at = (*family, name.as_str(), table);
@@ -258,32 +259,4 @@ fn asking<'a>(table: &'a Table, set: &str) -> Option<(&'a str, &'a Rule)> {
     let asks = |rule: &Rule| rule.0.iter().any(|expr| matches!(expr, Expr::Lookup { set: asked, .. } if asked == set));
     let mut all = chains.flat_map(|(name, chain)| chain.rules.iter().map(move |rule| (name.as_str(), rule)));
     all.find(|(_, rule)| asks(rule))
-}
-
-fn word(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
-}
-
-/// The ports in a key; nothing where it has none.
-fn ports_of(set: &Set, key: &Key) -> Option<Ports> {
-    let mut at = 0;
-    let mut protocol = None;
-    for field in &set.key {
-        let port = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-        match field {
-            Field::InetProto => {
-                protocol = match key.from.get(at)? {
-                    6 => Some(Protocol::Tcp),
-                    17 => Some(Protocol::Udp),
-                    _ => None,
-                }
-            }
-            Field::InetService => {
-                return Ports::new(protocol?, port(&key.from)?, port(key.to.as_ref().unwrap_or(&key.from))?).ok();
-            }
-            _ => {}
-        }
-        at += field.padded_len();
-    }
-    None
 }

@@ -18,6 +18,7 @@ pub mod expect;
 
 use std::collections::BTreeMap;
 
+use crate::port::{Ports, Protocol};
 use crate::shared::Shared;
 
 /// Address family of a table, as in nft(8).
@@ -391,6 +392,32 @@ pub struct Set {
 
 /// Elements: their keys, and for a map their answers.
 pub type Members = Shared<BTreeMap<Key, Option<Vec<u8>>>>;
+
+impl Set {
+    /// The ports in a key of it; nothing where it has none.
+    pub(crate) fn ports_in(&self, key: &Key) -> Option<Ports> {
+        let mut at = 0;
+        let mut protocol = None;
+        for field in &self.key {
+            let take = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+            match field {
+                Field::InetProto => {
+                    protocol = match key.from.get(at)? {
+                        6 => Some(Protocol::Tcp),
+                        17 => Some(Protocol::Udp),
+                        _ => None,
+                    }
+                }
+                Field::InetService => {
+                    return Ports::new(protocol?, take(&key.from)?, take(key.to.as_ref().unwrap_or(&key.from))?).ok();
+                }
+                _ => {}
+            }
+            at += field.padded_len();
+        }
+        None
+    }
+}
 
 /// Bounds of a dynamic set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
