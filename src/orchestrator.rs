@@ -1,43 +1,46 @@
 //! The verbs of the library.
 
-use std::cell::RefCell;
+mod apply;
+mod down;
+mod error;
+mod pool;
+mod recording;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ipnetwork::IpNetwork;
-use netns_policy::address::{AddressBook, AddressError, AddressPlan};
+use netns_policy::address::{AddressBook, AddressPlan};
 use netns_policy::ask::Ask;
 use netns_policy::changes::Change;
 use netns_policy::desired::{Desired, HostRoute, Leg, Wire};
-use netns_policy::diagnostic::{PolicyErrors, Warning};
+use netns_policy::diagnostic::Warning;
 use netns_policy::graph::{AllowGraph, Service};
-use netns_policy::layout::LayoutError;
 use netns_policy::name::NetworkName;
 use netns_policy::network::HostNetwork;
 use netns_policy::observed::Observed;
-use netns_policy::plan::{Plan, Step};
+use netns_policy::plan::Plan;
 use netns_policy::port::Protocol;
-use netns_policy::prove::{Counterexample, Proof, prove, prove_observed};
+use netns_policy::prove::{Proof, prove, prove_observed};
 use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::{Place, fabric_netns, is_netns_of};
 use netns_policy::trial::Trial;
 use thiserror::Error;
 
 use crate::kernel::listener::listeners;
-use crate::kernel::nft::NftError;
-use crate::kernel::probe::{self, ProbeError};
-use crate::kernel::sysctl::Sysctl;
+use crate::kernel::probe::{self};
 use crate::kernel::{Kernel, KernelError, Linux, netns};
 use crate::own;
 use crate::policy::{self, Editable, Found, ReadErrors};
-use crate::reconcile;
-use crate::report::{Report, StepError};
-use crate::rewrite::RewriteError;
+use crate::report::Report;
 use crate::status::Status;
-use crate::store::{Guard, Store, StoreError};
+use crate::store::{Store, StoreError};
+
+pub use down::Removed;
+pub use error::Error;
+
+use pool::pool_is_free;
 
 /// How often a turn is begun anew because another program changed rules of ours while it ran.
 const TURNS: usize = 4;
@@ -70,155 +73,6 @@ impl Default for Options {
             renumber: false,
         }
     }
-}
-
-/// Why a verb failed.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// Addresses cannot be given out.
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    /// A namespace with a name of ours that we did not make.
-    #[error("the namespace {netns} exists and is not ours")]
-    Foreign {
-        /// Its name.
-        netns: String,
-    },
-    /// A link of the host with a name of ours that we did not make.
-    #[error("the link {link} exists and is not ours")]
-    ForeignLink {
-        /// Its name.
-        link: String,
-    },
-    /// The policy has an IPv6 pool and the kernel no IPv6.
-    #[error("the policy gives the network IPv6 addresses, and this kernel has no IPv6")]
-    NoIpv6,
-    /// The demonstration did not show what it promises.
-    #[error("the demo failed: {what}")]
-    Demo {
-        /// What was seen.
-        what: String,
-    },
-    /// The kernel cannot be asked.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// There is no policy, and neither what is recorded nor what exists says which network is meant.
-    #[error("which network? there is no policy, and {} networks are known", known.len())]
-    NoNetwork {
-        /// The networks that are known.
-        known: Vec<NetworkName>,
-    },
-    /// The policy file of ours cannot be changed.
-    #[error(transparent)]
-    Own(#[from] crate::own::OwnError),
-    /// The policy is wrong.
-    #[error("the policy is refused")]
-    Policy(#[from] PolicyErrors),
-    /// The kernel lacks something.
-    #[error(transparent)]
-    Probe(#[from] ProbeError),
-    /// The policy cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadErrors),
-    /// A policy file cannot be laid out.
-    #[error(transparent)]
-    Layout(LayoutError),
-    /// A file of the operator's cannot be rewritten.
-    #[error(transparent)]
-    Rewrite(#[from] RewriteError),
-    /// There is no sandbox to be had.
-    #[error(transparent)]
-    Sandbox(Box<crate::sandbox::SandboxError>),
-    /// The host reaches somebody else at addresses of the pool: taking them would cut it off from there.
-    #[error("the pool {pool} overlaps {taken}, which is a network of this host")]
-    PoolTaken {
-        /// The pool.
-        pool: IpNetwork,
-        /// The prefix or address of the host.
-        taken: IpNetwork,
-        /// One of that size which overlaps nothing.
-        free: Option<IpNetwork>,
-    },
-    /// A step failed; what was done until then is in the report.
-    #[error("the turn was cut short after {} of its steps", report.done.len())]
-    Step {
-        /// What was done.
-        report: Box<Report>,
-        /// What failed.
-        #[source]
-        source: Box<StepError>,
-    },
-    /// Everything is done but what services spoil in their own namespaces.
-    #[error("everything is done but what services spoil in their own namespaces: {}", steps_of(spoiled))]
-    Spoiled {
-        /// What was done.
-        report: Box<Report>,
-        /// What was spoiled, again and again.
-        spoiled: Vec<StepError>,
-    },
-    /// The state directory cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The caller may not do this.
-    #[error("{verb} needs {capability}")]
-    Unprivileged {
-        /// What was to be done.
-        verb: &'static str,
-        /// What is missing.
-        capability: &'static str,
-    },
-    /// The caller asked for something that there is not.
-    #[error("{message}")]
-    Usage {
-        /// What is wrong with it.
-        message: String,
-        /// What to ask for instead.
-        help: Option<String>,
-    },
-    /// The connections cannot be tried.
-    #[error(transparent)]
-    Verify(Box<crate::matrix::MatrixError>),
-    /// The compiled rules would do another thing than the policy says: a mistake of ours, and nothing is changed.
-    #[error("the compiled rules do not do what the policy says")]
-    Unproved(#[source] Box<Counterexample>),
-    /// The rules that the kernel holds do another thing than the policy says.
-    #[error("the rules in the kernel do not do what the policy says")]
-    Refuted(#[source] Box<Counterexample>),
-    /// A file that was asked for cannot be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// What was made is not what was to be made.
-    #[error("{} steps are still to do after the turn, the first: {first}", left)]
-    Unfinished {
-        /// How many.
-        left: usize,
-        /// The first.
-        first: Box<Step>,
-    },
-}
-
-impl From<LayoutError> for Error {
-    fn from(error: LayoutError) -> Self {
-        match error {
-            LayoutError::Policy(errors) => Self::Policy(errors),
-            other => Self::Layout(other),
-        }
-    }
-}
-
-fn steps_of(spoiled: &[StepError]) -> String {
-    let said = spoiled.iter().map(|failed| match &failed.source {
-        // A step about many: whose wires they are.
-        source @ KernelError::Spoiled { .. } => format!("{} ({source})", failed.step),
-        _ => failed.step.to_string(),
-    });
-    said.collect::<Vec<_>>().join(", ")
 }
 
 /// A policy that passed every check.
@@ -447,98 +301,6 @@ impl Orchestrator {
         self.planned_on(checked, &book, Observed::default(), Capabilities::default())
     }
 
-    /// Makes it so, once it is proved that it is what the policy says. A second call does nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`Orchestrator::plan`]; [`Error::Read`] when others can edit the policy ([`Editable`]); [`Error::Step`] when the
-    /// kernel refuses a step: then nothing is open that neither the old nor the new policy allows, and the next call goes
-    /// on from there.
-    pub fn apply(&self) -> Result<Applied, Error> {
-        let checked = self.check_guarded()?;
-        let capabilities = probe::capabilities()?;
-        let store = self.store(&checked.graph.network().name);
-        let _guard = store.lock()?;
-        self.remove_leftovers(&checked.graph.network().name)?;
-        let mut planned = self.planned(checked, &store, capabilities)?;
-        planned.proof = Some(proved(&planned)?);
-        if self.adopt_sysctls(&planned, &store)? {
-            planned = self.planned_again(planned, &store, capabilities)?;
-        }
-        let changes = planned.plan.changes.clone();
-        let mut report = Report::default();
-        for turn in 1.. {
-            self.carry_out(&planned, &store, &mut report, turn == TURNS)?;
-            planned = self.planned_again(planned, &store, capabilities)?;
-            match planned.plan.steps.first() {
-                None => break,
-                // Somebody inside spoils it each time; everybody else is served.
-                Some(_) if turn == TURNS && !report.spoiled.is_empty() => {
-                    let spoiled = std::mem::take(&mut report.spoiled);
-                    return Err(Error::Spoiled { report: Box::new(report), spoiled });
-                }
-                Some(step) if turn == TURNS => {
-                    if let Some(spoiled) = reconcile::undone_inside(&planned.plan) {
-                        return Err(Error::Spoiled { report: Box::new(report), spoiled });
-                    }
-                    return Err(Error::Unfinished { left: planned.plan.steps.len(), first: Box::new(step.clone()) });
-                }
-                Some(_) => {}
-            }
-        }
-        let notes = self.notes(&planned);
-        let proof = planned.proof.expect("every turn is planned with its proof");
-        Ok(Applied { checked: planned.checked, addresses: planned.addresses, changes, report, notes, proof })
-    }
-
-    /// Removes all that is ours; the recorded addresses stay, so that the services get them again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoNetwork`] when neither a policy nor the state says which; [`Error::Step`] as for apply.
-    pub fn down(&self) -> Result<Removed, Error> {
-        self.remove(self.network()?)
-    }
-
-    /// Removes all that is ours of this network, as [`Orchestrator::down`] does. Asks for no policy.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Step`] as for apply.
-    pub fn remove(&self, network: NetworkName) -> Result<Removed, Error> {
-        let store = self.store(&network);
-        let mut notes = Vec::new();
-        let _guard = lock_for_down(&store, &mut notes)?;
-        self.remove_leftovers(&network)?;
-        let mut linux = self.linux_with(&network, sysctls_for_down(&store, &mut notes));
-        let mut report = Report::default();
-        let mut first = None;
-        for turn in 1.. {
-            let observed = linux.observe()?;
-            let plan = Plan::between(&observed, &Desired::nothing(&network));
-            first.get_or_insert_with(|| plan.clone());
-            match plan.steps.first() {
-                None => break,
-                Some(step) if turn > TURNS => {
-                    return Err(Error::Unfinished { left: plan.steps.len(), first: Box::new(step.clone()) });
-                }
-                Some(_) => {
-                    let recording = Recording::lenient(&linux, &store);
-                    run(&recording, &plan, &mut report, turn == TURNS)?;
-                    notes.extend(recording.failed.take());
-                }
-            }
-            // What was set back is no longer to be set back, whether that could be recorded or not.
-            for step in &report.done {
-                if let Step::RestoreSysctl { path, .. } = step {
-                    linux.before.remove(path);
-                }
-            }
-        }
-        notes.dedup();
-        Ok(Removed { network, plan: first.unwrap_or_default(), report, notes })
-    }
-
     /// Pins that were never finished.
     fn remove_leftovers(&self, network: &NetworkName) -> Result<(), Error> {
         let directory = &self.options.netns;
@@ -685,51 +447,11 @@ impl Orchestrator {
         Ok(Planned { addresses, book, observed, desired, plan, checked, proof: None })
     }
 
-    /// What another network has set already is not as it was before us: its record of that becomes ours too, so that
-    /// whichever goes last sets it back. Says whether there was something.
-    fn adopt_sysctls(&self, planned: &Planned, store: &Store) -> Result<bool, Error> {
-        let mut before = store.sysctls()?;
-        let others = store.sysctls_of_others(|other| is_up(&self.options.netns, other))?;
-        let desired = &planned.desired;
-        let shared = desired.sysctls.iter().filter_map(|(path, _)| Some((path, others.get(path)?)));
-        // With what the kernel tells of a record that was lost.
-        let shared = shared.chain(&planned.observed.host.before);
-        let missing: Vec<_> = shared.filter(|(path, _)| !before.contains_key(*path)).collect();
-        let some = !missing.is_empty();
-        before.extend(missing.into_iter().map(|(path, value)| (path.clone(), value.clone())));
-        if some {
-            store.record_sysctls(&before)?;
-        }
-        Ok(some)
-    }
-
-    fn carry_out(&self, planned: &Planned, store: &Store, report: &mut Report, last: bool) -> Result<(), Error> {
-        if store.addresses()? != planned.book {
-            // Before anything is made with them: an index that was used once must never be given out again.
-            store.record_addresses(&planned.book)?;
-        }
-        let linux = self.linux(&planned.desired.network, store)?;
-        run(&Recording::strict(&linux, store), &planned.plan, report, last)
-    }
-
     fn notes(&self, planned: &Planned) -> Vec<Note> {
         let graph = &planned.checked.graph;
         let exposures = graph.exposures().iter().map(|exposure| Note::NotServed { exposure: exposure.to_string() });
         exposures.chain(crate::uplink::notes(planned, &self.options.netns)).collect()
     }
-}
-
-/// What `down` did.
-#[derive(Debug)]
-pub struct Removed {
-    /// The network that was taken down.
-    pub network: NetworkName,
-    /// What was planned.
-    pub plan: Plan,
-    /// What was done.
-    pub report: Report,
-    /// What the operator should know of how it was done.
-    pub notes: Vec<String>,
 }
 
 /// Whether another network is there: its fabric has a pin.
@@ -767,71 +489,12 @@ fn proved(planned: &Planned) -> Result<Proof, Error> {
     proof.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(Error::Unproved)
 }
 
-/// Taking down must not depend on a disk that takes no more writes.
-fn lock_for_down(store: &Store, notes: &mut Vec<String>) -> Result<Option<Guard>, Error> {
-    let error = match store.lock() {
-        Ok(guard) => return Ok(Some(guard)),
-        Err(busy @ StoreError::Busy { .. }) => return Err(busy.into()),
-        Err(error) => error,
-    };
-    notes.push(format!("{}: what was removed is not recorded", told(&error)));
-    match store.lock_as_it_is() {
-        Ok(guard) => Ok(Some(guard)),
-        Err(busy @ StoreError::Busy { .. }) => Err(busy.into()),
-        Err(_) => Ok(None),
-    }
-}
-
-fn sysctls_for_down(store: &Store, notes: &mut Vec<String>) -> BTreeMap<String, String> {
-    let error = match store.sysctls() {
-        Ok(before) => return before,
-        Err(error) => error,
-    };
-    let aside = match (&error, store.set_sysctls_aside()) {
-        (StoreError::Corrupt { .. }, Ok(aside)) => format!("; it is {} now", aside.display()),
-        _ => String::new(),
-    };
-    notes.push(format!(
-        "{}{aside}: only forwarding that our rules tell of is set back; see `sysctl -a -r forwarding`",
-        told(&error)
-    ));
-    BTreeMap::new()
-}
-
 /// With its cause, in one line.
 fn told(error: &StoreError) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
-}
-
-fn pool_is_free(graph: &AllowGraph, observed: &Observed) -> Result<(), Error> {
-    let network = graph.network();
-    let pools = [Some(IpNetwork::V4(network.pool4)), network.pool6.map(IpNetwork::V6)];
-    let host = &observed.host;
-    let taken: Vec<IpNetwork> =
-        host.on_link.iter().copied().chain(host.addresses.iter().map(|a| (*a).into())).collect();
-    let all: Vec<IpNetwork> = taken.iter().chain(&network.lan).copied().collect();
-    for pool in pools.into_iter().flatten() {
-        if let Some(taken) = taken.iter().find(|taken| overlap(**taken, pool)) {
-            return Err(Error::PoolTaken { pool, taken: *taken, free: free_pool(pool, &all) });
-        }
-    }
-    Ok(())
-}
-
-/// A pool as large as this one, in 10.0.0.0/8, that overlaps none of `taken`; the one we use unasked comes first.
-fn free_pool(like: IpNetwork, taken: &[IpNetwork]) -> Option<IpNetwork> {
-    let length = like.prefix();
-    let candidates = (231..=255u8).chain(0..231).filter(|_| like.is_ipv4() && length >= 16);
-    let mut candidates =
-        candidates.filter_map(|second| IpNetwork::new(std::net::Ipv4Addr::new(10, second, 0, 0).into(), length).ok());
-    candidates.find(|pool| !taken.iter().any(|taken| overlap(*taken, *pool)))
-}
-
-fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
 }
 
 fn wants(desired: &Desired, netns: &str) -> bool {
@@ -850,99 +513,6 @@ fn ipv6_is_there(graph: &AllowGraph, has_ipv6: bool) -> Result<(), Error> {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// One turn. What a sysctl was is recorded before it is set, and forgotten after it was set back.
-fn run(recording: &Recording, plan: &Plan, report: &mut Report, last: bool) -> Result<(), Error> {
-    let mut turn = reconcile::turn(recording, plan);
-    report.done.append(&mut turn.done);
-    report.spoiled = turn.spoiled;
-    match turn.failed {
-        None => Ok(()),
-        // Somebody else changed rules in a namespace of ours: look again, and do what is left.
-        Some(StepError { source: KernelError::Nft(NftError::GenerationChanged), .. }) if !last => Ok(()),
-        Some(failed) => Err(Error::Step { report: Box::new(std::mem::take(report)), source: Box::new(failed) }),
-    }
-}
-
-struct Recording<'a> {
-    linux: &'a Linux,
-    store: &'a Store,
-    /// Whether to go on where nothing can be recorded.
-    lenient: bool,
-    /// What could not be recorded, if that is no failure.
-    failed: RefCell<Vec<String>>,
-}
-
-impl<'a> Recording<'a> {
-    fn strict(linux: &'a Linux, store: &'a Store) -> Self {
-        Self { linux, store, lenient: false, failed: RefCell::default() }
-    }
-
-    fn lenient(linux: &'a Linux, store: &'a Store) -> Self {
-        Self { lenient: true, ..Self::strict(linux, store) }
-    }
-
-    fn record(&self, change: impl FnOnce(&mut BTreeMap<String, String>)) -> Result<(), KernelError> {
-        let recorded = self.store.sysctls().and_then(|mut before| {
-            change(&mut before);
-            self.store.record_sysctls(&before)
-        });
-        match recorded {
-            Err(error) if self.lenient => {
-                self.failed.borrow_mut().push(format!("{}: what was set back stays recorded", told(&error)));
-                Ok(())
-            }
-            recorded => recorded.map_err(failed_to_record),
-        }
-    }
-
-    fn restore(&self, step: &Step, path: &str, value: &str) -> Result<(), KernelError> {
-        let others = match self.store.sysctls_of_others(|other| is_up(&self.linux.netns_directory, other)) {
-            Err(_) if self.lenient => BTreeMap::new(),
-            others => others.map_err(failed_to_record)?,
-        };
-        // Another network needs it still, and will set it back to the same.
-        if !others.contains_key(path) && !self.is_needed_by_the_host(path, value) {
-            self.linux.apply(step)?;
-        }
-        self.record(|before| {
-            before.remove(path);
-        })
-    }
-
-    /// Somebody has switched IPv4 forwarding on for every link meanwhile, so ours is no longer what makes it so.
-    fn is_needed_by_the_host(&self, path: &str, value: &str) -> bool {
-        let of_link = path.starts_with("net/ipv4/conf/") && path.ends_with("/forwarding") && value == "0";
-        let on = Sysctl::ip_forward().read().is_ok_and(|value| value == "1");
-        of_link && on && self.store.found_ip_forward_off().unwrap_or(true)
-    }
-}
-
-fn failed_to_record(error: StoreError) -> KernelError {
-    KernelError::File { action: "record", path: "sysctls.json".into(), source: io::Error::other(error) }
-}
-
-impl Kernel for Recording<'_> {
-    fn observe(&self) -> Result<Observed, KernelError> {
-        self.linux.observe()
-    }
-
-    fn apply(&self, step: &Step) -> Result<(), KernelError> {
-        match step {
-            Step::SetSysctl { path, .. } => {
-                let value = Sysctl::at(path).read().ok();
-                self.record(|before| {
-                    if let Some(value) = value {
-                        before.entry(path.clone()).or_insert(value);
-                    }
-                })?;
-                self.linux.apply(step)
-            }
-            Step::RestoreSysctl { path, value } => self.restore(step, path, value),
-            _ => self.linux.apply(step),
-        }
-    }
 }
 
 #[cfg(test)]
