@@ -51,11 +51,14 @@
 //! - What exists is read from the kernel before every change, never remembered.
 
 pub mod attempt;
+pub(crate) mod clock;
 pub mod exec;
+pub(crate) mod fault;
 pub(crate) mod file;
 pub mod grant;
 pub mod internet;
 pub mod kernel;
+pub(crate) mod lockout;
 pub mod matrix;
 pub mod orchestrator;
 pub mod own;
@@ -64,7 +67,9 @@ pub mod reconcile;
 pub mod report;
 pub mod rewrite;
 pub mod sandbox;
+pub mod session;
 pub mod status;
+pub(crate) mod stop;
 pub mod store;
 pub mod trial;
 pub(crate) mod trusted;
@@ -73,4 +78,4 @@ pub mod uplink;
 pub mod verify;
 
 pub use netns_policy;
-pub use orchestrator::{Applied, Checked, Error, Note, Options, Orchestrator, Planned, Removed};
+pub use orchestrator::{Applied, Checked, Confirm, Error, How, Note, Options, Orchestrator, Planned, Removed, Running};

@@ -1,21 +1,23 @@
 //! The verbs of the library.
 
+pub mod history;
+
 mod apply;
 mod down;
 mod error;
+mod how;
 mod pool;
 mod recording;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use netns_policy::address::{AddressBook, AddressPlan};
 use netns_policy::ask::Ask;
 use netns_policy::changes::Change;
 use netns_policy::desired::{Desired, HostRoute, Leg, Wire};
-use netns_policy::diagnostic::Warning;
+use netns_policy::diagnostic::{Source, Warning};
 use netns_policy::graph::{AllowGraph, Service};
 use netns_policy::name::NetworkName;
 use netns_policy::network::HostNetwork;
@@ -28,6 +30,7 @@ use netns_policy::topology::{Place, fabric_netns, is_netns_of};
 use netns_policy::trial::Trial;
 use thiserror::Error;
 
+use crate::clock;
 use crate::kernel::listener::listeners;
 use crate::kernel::probe::{self};
 use crate::kernel::{Kernel, KernelError, Linux, netns};
@@ -35,10 +38,11 @@ use crate::own;
 use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::report::Report;
 use crate::status::Status;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Number, Pending, Store, StoreError};
 
 pub use down::Removed;
-pub use error::Error;
+pub use error::{Error, Occupied};
+pub use how::{Confirm, Holder, How, Running};
 
 use pool::pool_is_free;
 
@@ -88,6 +92,17 @@ pub struct Checked {
     pub files: Vec<Found>,
     /// Who else can edit these files: [`Orchestrator::apply`] refuses them.
     pub editable: Vec<Editable>,
+    /// Their texts: what a generation keeps.
+    pub sources: Vec<Source>,
+}
+
+impl Checked {
+    /// What these texts say.
+    fn of(sources: Vec<Source>) -> Result<Self, Error> {
+        let checked = AllowGraph::parse(&sources)?;
+        let (files, editable) = (Vec::new(), Vec::new());
+        Ok(Self { graph: checked.graph, asks: checked.asks, warnings: checked.warnings, files, editable, sources })
+    }
 }
 
 /// A plan with what it was made from.
@@ -144,6 +159,12 @@ pub struct Applied {
     pub notes: Vec<Note>,
     /// That what was made does what the policy says.
     pub proof: Proof,
+    /// The generation that is in force now.
+    pub generation: Number,
+    /// The one that was in force before; the same when the policy is the same.
+    pub before: Option<Number>,
+    /// Until when it waits to be confirmed, if it does.
+    pub pending: Option<Pending>,
 }
 
 /// Something that the operator should know, though nothing failed.
@@ -198,8 +219,7 @@ impl Orchestrator {
     /// [`Error::Read`] and [`Error::Policy`].
     pub fn check(&self) -> Result<Checked, Error> {
         let policy::Read { sources, files, editable, .. } = own::read(&self.options)?;
-        let checked = AllowGraph::parse(&sources)?;
-        Ok(Checked { graph: checked.graph, asks: checked.asks, warnings: checked.warnings, files, editable })
+        Ok(Checked { files, editable, ..Checked::of(sources)? })
     }
 
     /// The policy, if it is nobody's to change but root's and the caller's.
@@ -250,10 +270,7 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan`].
     pub fn look(&self) -> Result<Planned, Error> {
-        let checked = self.check()?;
-        let capabilities = probe::capabilities()?;
-        let store = self.store(&checked.graph.network().name);
-        self.planned(checked, &store, capabilities)
+        self.looked(self.check()?)
     }
 
     /// Proves of the compiled rules that they do what the policy says, as they are for an empty machine with the
@@ -309,19 +326,58 @@ impl Orchestrator {
         })
     }
 
-    /// Services, addresses, edges with their counters, drift.
+    /// Services, addresses, edges with their counters, drift: of the generation in force, whatever the files say by now;
+    /// of the files where none is.
     ///
     /// # Errors
     ///
-    /// As [`Orchestrator::plan`].
+    /// As [`Orchestrator::plan`]; a policy that is wrong is no error where a generation is in force.
     pub fn status(&self) -> Result<Status, Error> {
-        let planned = self.look()?;
+        let files = self.check();
+        let network = match &files {
+            Ok(checked) => checked.graph.network().name.clone(),
+            Err(_) => match self.networks()?.as_slice() {
+                [only] => only.clone(),
+                _ => return Err(files.expect_err("it is one")),
+            },
+        };
+        let (number, pending) = self.in_force_now(&network)?;
+        let now = match &files {
+            Ok(checked) => Ok(store::digest(&checked.sources)),
+            Err(_) => Err(()),
+        };
+        let planned = match number {
+            Some(number) => self.look_at(number, &network)?,
+            None => self.looked(files?)?,
+        };
         let mut status = Status::of(&planned);
+        status.files = number.map(|_| match now {
+            Ok(now) if now == store::digest(&planned.checked.sources) => "the same",
+            Ok(_) => "changed",
+            Err(()) => "refused",
+        });
+        status.generation = number;
+        status.pending = pending.as_ref().map(Into::into);
         let linux = self.kernel(&planned.desired.network)?;
         for service in planned.checked.graph.services() {
             status.warnings.extend(self.unreachable(&linux, &planned, service)?);
         }
         Ok(status)
+    }
+
+    /// The kernel beside a generation that is kept, without a proof.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::look`]; when the generation is not kept.
+    pub fn look_at(&self, number: Number, network: &NetworkName) -> Result<Planned, Error> {
+        self.looked(history::kept(&self.store(network), number)?)
+    }
+
+    fn looked(&self, checked: Checked) -> Result<Planned, Error> {
+        let capabilities = probe::capabilities()?;
+        let store = self.store(&checked.graph.network().name);
+        self.planned(checked, &store, capabilities)
     }
 
     /// Declared ports on which something listens, but on loopback only: nobody else can ever reach it there.
@@ -434,7 +490,7 @@ impl Orchestrator {
     ) -> Result<Planned, Error> {
         let graph = &checked.graph;
         pool_is_free(graph, &observed)?;
-        let addresses = AddressPlan::assign(graph, book, now(), self.options.renumber)?;
+        let addresses = AddressPlan::assign(graph, book, clock::now(), self.options.renumber)?;
         let (desired, next_index) = Desired::new(graph, &addresses, &observed, capabilities, book.next_index);
         if let Some(netns) = observed.foreign.union(&observed.neighbours).find(|netns| wants(&desired, netns)) {
             return Err(Error::Foreign { netns: netns.clone() });
@@ -474,7 +530,7 @@ fn addresses_seen(observed: &Observed, network: &NetworkName) -> BTreeMap<String
 
 /// For an empty machine, and without a plan for it, which would hold every rule once more.
 fn proved_alone(graph: &AllowGraph, book: &AddressBook) -> Result<Proof, Error> {
-    let addresses = AddressPlan::assign(graph, book, now(), false)?;
+    let addresses = AddressPlan::assign(graph, book, clock::now(), false)?;
     let nothing = Observed::default();
     let (desired, _) = Desired::new(graph, &addresses, &nothing, Capabilities::default(), book.next_index);
     prove(graph, &addresses, &nothing.host, &desired).map_err(Error::Unproved)
@@ -509,10 +565,6 @@ fn wants_link(desired: &Desired, link: &str) -> bool {
 /// Found before anything is made, not by the first address that the kernel refuses.
 fn ipv6_is_there(graph: &AllowGraph, has_ipv6: bool) -> Result<(), Error> {
     if graph.network().pool6.is_some() && !has_ipv6 { Err(Error::NoIpv6) } else { Ok(()) }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ impl OwnError {
             Self::Store(StoreError::Io { .. }) => {
                 "nothing was written; run this as root, on a file that can be written".into()
             }
-            Self::Store(error) => error.help().into(),
+            Self::Store(error) => error.help(),
         }
     }
 }

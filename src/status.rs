@@ -14,6 +14,7 @@ use netns_policy::topology::Place;
 use serde::Serialize;
 
 use crate::orchestrator::Planned;
+use crate::store::{Fate, Number, Pending};
 
 /// Everything `nsctl status` shows.
 #[derive(Clone, Debug, Serialize)]
@@ -30,10 +31,38 @@ pub struct Status {
     pub exposures: Vec<ExposureStatus>,
     /// What fragments ask for and nobody has answered, as `charge-lnd -> lnd:rpc`.
     pub asks: Vec<String>,
-    /// Differences between the kernel and the policy.
+    /// The generation in force; null before the first one, and after `down`.
+    pub generation: Option<Number>,
+    /// The generation that waits to be confirmed.
+    pub pending: Option<PendingStatus>,
+    /// What the policy's files say by now, beside the generation in force: `the same`, `changed`, `refused`; null when
+    /// no generation is in force.
+    pub files: Option<&'static str>,
+    /// Differences between the kernel and the generation in force, or the files where none is.
     pub drift: Vec<String>,
     /// What is as the policy says and yet not as anybody would want it.
     pub warnings: Vec<String>,
+}
+
+/// A generation that waits to be confirmed.
+#[derive(Clone, Debug, Serialize)]
+pub struct PendingStatus {
+    /// Its number.
+    pub generation: Number,
+    /// The one that comes back.
+    pub back: Option<Number>,
+    /// How many seconds it waits still.
+    pub seconds: u64,
+}
+
+impl From<&Pending> for PendingStatus {
+    fn from(pending: &Pending) -> Self {
+        let seconds = match pending.fate() {
+            Fate::Waits(left) => left.as_secs(),
+            Fate::Expired | Fate::Rebooted => 0,
+        };
+        Self { generation: pending.generation, back: pending.back, seconds }
+    }
 }
 
 /// One service.
@@ -127,6 +156,9 @@ impl Status {
                 })
                 .collect(),
             asks: open_asks(&planned.checked.asks),
+            generation: None,
+            pending: None,
+            files: None,
             drift: drift(planned),
             warnings: Vec::new(),
         }

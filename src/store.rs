@@ -8,12 +8,17 @@
 //!   written: what is recorded there is set back by root.
 //! - One process at a time changes a network: see [`Store::lock`].
 
+mod generation;
+mod journal;
+mod pending;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use netns_policy::address::AddressBook;
 use netns_policy::name::NetworkName;
@@ -23,9 +28,15 @@ use nix::sys::stat::{major, minor};
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::clock::BOOT_ID as BOOT;
+use crate::fault;
 use crate::file::{self, FileError};
 use crate::kernel::sysctl::Sysctl;
 use crate::trusted::{Trusted, Who};
+
+pub use generation::{Meta, Number, Record, digest};
+pub use journal::{Entry, Event};
+pub use pending::{Fate, Pending};
 
 /// Why the state directory cannot be used.
 #[derive(Debug, Error)]
@@ -55,6 +66,32 @@ pub enum StoreError {
         /// What it is.
         why: Foreign,
     },
+    /// The link that says which generation is in force names none.
+    #[error("{} names {}, which is not there", path.display(), target.display())]
+    Lost {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: PathBuf,
+        /// The generations that are there.
+        known: Vec<Number>,
+    },
+    /// A newer nsctl wrote it.
+    #[error("{} is of format {found}, and this nsctl knows formats up to {FORMAT}", path.display())]
+    Newer {
+        /// The record of the format.
+        path: PathBuf,
+        /// The format.
+        found: u32,
+    },
+    /// No generation of that number is kept.
+    #[error("there is no generation {number}")]
+    NoGeneration {
+        /// The number.
+        number: Number,
+        /// Those that are kept.
+        known: Vec<Number>,
+    },
     /// The system refused.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -73,16 +110,22 @@ impl StoreError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Busy { .. } => "E0903",
-            Self::Corrupt { .. } => "E0912",
+            Self::Corrupt { .. } | Self::Lost { .. } => "E0912",
+            Self::Newer { .. } => "E0918",
+            Self::NoGeneration { .. } => "E0917",
             Self::Foreign { .. } => "E0007",
             Self::Io { .. } => "E0906",
         }
     }
 
     /// The next move.
-    pub fn help(&self) -> &'static str {
+    pub fn help(&self) -> String {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         match self {
+            Self::Lost { known, .. } | Self::NoGeneration { known, .. } => return known_words(known),
+            Self::Newer { .. } => {
+                "install that version again, or restore a backup that this one has made; nothing was changed"
+            }
             Self::Busy { .. } => "wait until it is done, then run this again",
             Self::Corrupt { path, .. } if path.ends_with(SYSCTLS) => {
                 "it says what the host's forwarding was: leave it there and run `nsctl down`, which does without it"
@@ -100,6 +143,17 @@ impl StoreError {
             }
             Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
         }
+        .to_owned()
+    }
+}
+
+fn known_words(known: &[Number]) -> String {
+    match (known.first(), known.last()) {
+        (Some(first), Some(last)) if first != last => {
+            format!("{} are kept, {first} to {last}: see `nsctl generations`", known.len())
+        }
+        (Some(only), _) => format!("there is {only}: `nsctl rollback {only}`"),
+        (None, _) => "none is kept: `nsctl apply` makes the first one".into(),
     }
 }
 
@@ -145,8 +199,15 @@ const LIMIT: u64 = 16 << 20;
 const ADDRESSES: &str = "addresses.json";
 const SYSCTLS: &str = "sysctls.json";
 
-/// Recorded with the sysctls: which run of the machine it was. Another one began with the values of a fresh start.
-const BOOT: &str = "kernel/random/boot_id";
+/// The file that says how the others are written. Where there is none they are older than it: addresses and sysctls
+/// alone, in the form that they have still.
+const FORMAT_FILE: &str = "format";
+
+/// The newest form that is known.
+pub const FORMAT: u32 = 1;
+
+/// How long a change waits for another one to end. The daemon mends for some milliseconds at a time.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Recorded with the sysctls: whether the host forwarded for everybody. Never ours to set.
 const IP_FORWARD: &str = "net/ipv4/ip_forward";
@@ -174,12 +235,35 @@ impl Store {
         Ok(names)
     }
 
-    /// Keeps every other nsctl from changing this network until the guard is dropped.
+    /// Where it lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Keeps every other nsctl from changing this network until the guard is dropped; waits some seconds for one that
+    /// does it now.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Busy`] when another one does it now.
+    /// [`StoreError::Busy`] when it has not ended by then.
     pub fn lock(&self) -> Result<Guard, StoreError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.lock_at_once() {
+                Err(StoreError::Busy { .. }) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The same without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`] when another one changes the network now.
+    pub fn lock_at_once(&self) -> Result<Guard, StoreError> {
         self.prepare()?;
         let path = self.directory.join("lock");
         let mut options = OpenOptions::new();
@@ -338,14 +422,62 @@ impl Store {
                 return Err(StoreError::Foreign { path: path.to_owned(), why });
             }
         }
-        Ok(())
+        self.is_known()
+    }
+
+    /// Whether it is written in a form that is known here.
+    fn is_known(&self) -> Result<(), StoreError> {
+        let path = self.directory.join(FORMAT_FILE);
+        let text = match file::read(&path, 64) {
+            Ok(text) => text,
+            Err(FileError::Io(e)) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(FileError::Io(source)) => return Err(StoreError::Io { action: "read", path, source }),
+            Err(error) => return Err(StoreError::Io { action: "read", path, source: io::Error::other(error) }),
+        };
+        match serde_json::from_slice::<u32>(&text) {
+            Ok(found) if found > FORMAT => Err(StoreError::Newer { path, found }),
+            Ok(_) => Ok(()),
+            Err(source) => Err(StoreError::Corrupt { path, source }),
+        }
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
         self.is_ours()?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
-        made.map_err(|source| StoreError::Io { action: "make", path: self.directory.clone(), source })
+        made.map_err(|source| StoreError::Io { action: "make", path: self.directory.clone(), source })?;
+        let path = self.directory.join(FORMAT_FILE);
+        if path.exists() {
+            return Ok(());
+        }
+        write_whole(&path, format!("{FORMAT}\n").as_bytes(), 0o600).map_err(|source| StoreError::Io {
+            action: "write",
+            path,
+            source,
+        })
     }
+}
+
+/// Who calls, for records: the user behind sudo(8), else the uid.
+pub(crate) fn caller() -> String {
+    let uid = nix::unistd::getuid();
+    let plain = |name: &String| !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_graphic());
+    match std::env::var("SUDO_USER").ok().filter(plain).filter(|_| uid.is_root()) {
+        Some(name) => name,
+        None => format!("uid {uid}"),
+    }
+}
+
+/// Writes a file that nobody reads before its directory has its name.
+fn write_file(path: &Path, parts: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
+    fault::point()?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = io::BufWriter::with_capacity(64 << 10, file);
+    fault::point()?;
+    for part in parts {
+        file.write_all(&part)?;
+    }
+    fault::point()?;
+    file.into_inner()?.sync_all()
 }
 
 fn locked(file: File, path: PathBuf) -> Result<Guard, StoreError> {
@@ -380,12 +512,17 @@ pub(crate) fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()>
     let temporary = path.with_file_name(name);
     let written = (|| {
         fs::remove_file(&temporary).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        fault::point()?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        fault::point()?;
         file.write_all(text)?;
+        fault::point()?;
         // The mode that is meant, whatever the umask of the caller takes away.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
+        fault::point()?;
         fs::rename(&temporary, path)?;
+        fault::point()?;
         let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     })();

@@ -277,13 +277,28 @@ fn answers_for_programs_have_the_documented_keys() {
         write_policy(SHOP);
         assert_eq!(keys(&json("plan")), ["changes", "proof", "steps"]);
         let applied = json("apply");
-        assert_eq!(keys(&applied), ["changes", "done", "notes", "proof", "warnings"]);
+        assert_eq!(
+            keys(&applied),
+            ["before", "changes", "confirm_within", "done", "generation", "notes", "proof", "warnings"]
+        );
         assert_eq!(keys(&applied["changes"][0]), ["address4", "address6", "change", "name", "what"]);
         assert_eq!(keys(&applied["changes"][2]), ["change", "from", "ports", "range", "to", "what"]);
         let status = json("status");
         assert_eq!(
             keys(&status),
-            ["asks", "drift", "edges", "exposures", "network", "outbound", "services", "warnings"]
+            [
+                "asks",
+                "drift",
+                "edges",
+                "exposures",
+                "files",
+                "generation",
+                "network",
+                "outbound",
+                "pending",
+                "services",
+                "warnings"
+            ]
         );
         let service = ["address4", "address6", "link", "name", "netns", "ports", "state"];
         assert_eq!(keys(&status["services"][0]), service);

@@ -398,7 +398,7 @@ fn of_two_that_change_a_network_at_once_the_second_is_told_so() {
         });
         for one in &both {
             assert!(
-                matches!(one, Ok(()) | Err(Error::Store(StoreError::Busy { .. }))),
+                matches!(one, Ok(()) | Err(Error::Moved { .. } | Error::Store(StoreError::Busy { .. }))),
                 "{:?}",
                 one.as_ref().map_err(chain)
             );

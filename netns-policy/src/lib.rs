@@ -57,7 +57,7 @@
 //!    [`ruleset::decide`] an interpreter of them, [`packet`] what it reads; [`prove`] compares all packets with the
 //!    policy, [`ruleset::expect`] says from the graph alone what has to come of single ones.
 //! 4. The turn: [`desired`] and [`observed`], [`plan`] between them with [`ruleset::delta`] and [`cut`] (which
-//!    connections end), [`changes`] for the operator's eyes.
+//!    connections end), [`changes`] for the operator's eyes; [`difference`], of two policies alone.
 //! 5. The answers: [`explain`].
 //!
 //! [`shared`] keeps large networks small in memory.
@@ -75,6 +75,7 @@ pub mod changes;
 pub mod cut;
 pub mod desired;
 pub mod diagnostic;
+pub mod difference;
 pub mod explain;
 pub mod exposure;
 pub mod graph;

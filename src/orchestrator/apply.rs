@@ -1,55 +1,237 @@
 //! Making it so.
+//!
+//! # Invariants
+//!
+//! - The policy is proved, whoever is in the way is told, and the generation and what waits are on record, before
+//!   anything is changed. When any of that fails nothing was changed.
+//! - `current` names a generation only once the kernel was read back and is as that one says.
+
+use std::collections::BTreeMap;
+
+use netns_policy::desired::Desired;
+use netns_policy::name::NetworkName;
+use netns_policy::plan::Step;
+use netns_policy::topology::Place;
 
 use super::recording::{Recording, run};
-use super::{Applied, Error, Orchestrator, Planned, TURNS, is_up, proved};
-use crate::kernel::probe;
+use super::{Applied, Checked, Confirm, Error, How, Occupied, Orchestrator, Planned, Running, TURNS, is_up, proved};
+use crate::clock;
+use crate::kernel::{Linux, occupants, probe};
+use crate::lockout;
 use crate::reconcile;
 use crate::report::Report;
-use crate::store::Store;
+use crate::store::{self, Event, Meta, Number, Pending, Record, Store};
+
+/// How many generations are kept.
+const KEPT: usize = 100;
+
+/// Which generation is to be in force.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Goal {
+    /// One of the policy as it was read: the one in force if its texts are the same, else a new one.
+    Read,
+    /// One that is kept, as it was written.
+    Kept(Number),
+}
 
 impl Orchestrator {
     /// Makes it so, once it is proved that it is what the policy says. A second call does nothing.
     ///
     /// # Errors
     ///
-    /// As [`Orchestrator::plan`]; [`Error::Read`] when others can edit the policy ([`Editable`]); [`Error::Step`] when the
-    /// kernel refuses a step: then nothing is open that neither the old nor the new policy allows, and the next call goes
-    /// on from there.
+    /// As [`Orchestrator::apply_with`].
     pub fn apply(&self) -> Result<Applied, Error> {
+        self.apply_with(&How::default())
+    }
+
+    /// Makes it so in this way, as a new generation where the policy is another one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::plan`]; [`Error::Read`] when others can edit the policy
+    /// ([`Editable`](crate::policy::Editable)); [`Error::Moved`] when another generation came into force meanwhile;
+    /// [`Error::Waits`] while one waits to be confirmed, [`Error::WentBack`] when that was not in time; [`Error::Narrows`];
+    /// [`Error::Occupied`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the old nor
+    /// the new policy allows, and the next call goes on from there.
+    pub fn apply_with(&self, how: &How) -> Result<Applied, Error> {
         let checked = self.check_guarded()?;
-        let capabilities = probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
+        let base = store.current()?;
+        let against = how.against.or(base);
         let _guard = store.lock()?;
-        self.remove_leftovers(&checked.graph.network().name)?;
-        let mut planned = self.planned(checked, &store, capabilities)?;
-        planned.proof = Some(proved(&planned)?);
-        if self.adopt_sysctls(&planned, &store)? {
-            planned = self.planned_again(planned, &store, capabilities)?;
+        self.settled(&store, &checked.graph.network().name)?;
+        let is = store.current()?;
+        if is != against {
+            return Err(Error::Moved { against, is });
         }
+        self.enforce(checked, &store, how, Goal::Read)
+    }
+
+    /// Makes what exists as `checked` says. The caller holds the lock.
+    pub(super) fn enforce(&self, checked: Checked, store: &Store, how: &How, goal: Goal) -> Result<Applied, Error> {
+        let capabilities = probe::capabilities()?;
+        let network = checked.graph.network().name.clone();
+        self.remove_leftovers(&network)?;
+        let mut planned = self.planned(checked, store, capabilities)?;
+        planned.proof = Some(proved(&planned)?);
+        if self.adopt_sysctls(&planned, store)? {
+            planned = self.planned_again(planned, store, capabilities)?;
+        }
+        let base = store.current()?;
+        let goal = self.goal(store, base, &planned, goal)?;
+        let waits = self.allowed(&planned, store, how, base != Some(goal))?;
+        self.make_way(&planned, how.running)?;
+        if !store.generations()?.contains(&goal) {
+            write(store, &planned, base, goal)?;
+        }
+        let pending = match waits {
+            Some(within) => {
+                Some(self.wait(store, &network, how, Pending::new(goal, base, within, how.session.cloned()))?)
+            }
+            None => None,
+        };
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
+        let turned = self.turns(planned, store, &mut report);
+        if let Ok(_) | Err(Error::Spoiled { .. }) = turned {
+            // What one service spoils inside is no reason to leave everybody else with the old one.
+            self.in_force(store, base, goal, pending.as_ref())?;
+        }
+        let planned = turned?;
+        let pending = match (pending, waits) {
+            (Some(mut pending), Some(within)) => {
+                // The time is the operator's, not that of the turn.
+                pending.begin(within);
+                store.record_pending(&pending)?;
+                Some(pending)
+            }
+            _ => None,
+        };
+        let notes = self.notes(&planned);
+        let proof = planned.proof.expect("every turn is planned with its proof");
+        let (checked, addresses) = (planned.checked, planned.addresses);
+        let generation = goal;
+        Ok(Applied { checked, addresses, changes, report, notes, proof, generation, before: base, pending })
+    }
+
+    /// The number of the generation that is to be in force.
+    fn goal(&self, store: &Store, base: Option<Number>, planned: &Planned, goal: Goal) -> Result<Number, Error> {
+        if let Goal::Kept(number) = goal {
+            return Ok(number);
+        }
+        let digest = store::digest(&planned.checked.sources);
+        let kept = store.generations()?;
+        // The one in force, or the newest, which may have been cut off before it came into force.
+        let same = |number: &Number| store.meta(*number).is_ok_and(|meta| meta.digest == digest);
+        let known = base.into_iter().chain(kept.last().copied()).find(same);
+        let next = Number(kept.last().map_or(0, |last| last.0) + 1);
+        Ok(known.unwrap_or(next))
+    }
+
+    /// How long the change waits to be confirmed, if it does.
+    fn allowed(
+        &self,
+        planned: &Planned,
+        store: &Store,
+        how: &How,
+        is_other: bool,
+    ) -> Result<Option<std::time::Duration>, Error> {
+        let explicit = matches!(how.confirm, Confirm::Within(_));
+        if let Some(session) = how.session.filter(|_| !explicit)
+            && let Some(path) =
+                lockout::narrowed(session, &planned.observed, &planned.desired, store, &planned.checked.graph)?
+        {
+            return Err(Error::Narrows { path });
+        }
+        Ok(match how.confirm {
+            _ if !is_other => None,
+            Confirm::Never => None,
+            Confirm::OverSsh => how.session.map(|_| Confirm::USUAL),
+            Confirm::Within(within) => Some(within),
+        })
+    }
+
+    /// Sees that no process is in a service that is removed.
+    fn make_way(&self, planned: &Planned, running: Running) -> Result<(), Error> {
+        let linux = self.kernel(&planned.desired.network)?;
+        let removed = planned.plan.steps.iter().filter_map(|step| match step {
+            Step::DeleteNetns { netns } if !netns.contains('+') => Some(netns.clone()),
+            _ => None,
+        });
+        self.vacate(&linux, removed.collect(), running)
+    }
+
+    /// Sees that no process is in any of these namespaces, as `running` says.
+    pub(super) fn vacate(&self, linux: &Linux, netns: Vec<String>, running: Running) -> Result<(), Error> {
+        if running == Running::Leave {
+            return Ok(());
+        }
+        let mut all = Vec::new();
+        for netns in netns {
+            let occupied = || Ok::<_, Error>(occupants(linux, &netns)?.processes);
+            let mut inside = occupied()?;
+            if running == Running::Stop && !inside.is_empty() {
+                crate::stop::stop(|| occupants(linux, &netns).map(|all| all.processes))?;
+                inside = occupied()?;
+            }
+            if !inside.is_empty() {
+                all.push(Occupied::new(netns, &inside));
+            }
+        }
+        if all.is_empty() { Ok(()) } else { Err(Error::Occupied { all, stopped: running == Running::Stop }) }
+    }
+
+    /// Records that the change waits, and starts who goes back: before anything is changed.
+    fn wait(&self, store: &Store, network: &NetworkName, how: &How, pending: Pending) -> Result<Pending, Error> {
+        store.record_pending(&pending)?;
+        if let Some(Err(source)) = how.hold.map(|hold| hold(network, &pending)) {
+            store.forget_pending()?;
+            return Err(Error::Hold { source });
+        }
+        Ok(pending)
+    }
+
+    /// Turn after turn, until nothing is left to do.
+    fn turns(&self, mut planned: Planned, store: &Store, report: &mut Report) -> Result<Planned, Error> {
+        let capabilities = probe::capabilities()?;
         for turn in 1.. {
-            self.carry_out(&planned, &store, &mut report, turn == TURNS)?;
-            planned = self.planned_again(planned, &store, capabilities)?;
+            self.carry_out(&planned, store, report, turn == TURNS)?;
+            planned = self.planned_again(planned, store, capabilities)?;
             match planned.plan.steps.first() {
                 None => break,
                 // Somebody inside spoils it each time; everybody else is served.
                 Some(_) if turn == TURNS && !report.spoiled.is_empty() => {
                     let spoiled = std::mem::take(&mut report.spoiled);
-                    return Err(Error::Spoiled { report: Box::new(report), spoiled });
+                    return Err(Error::Spoiled { report: Box::new(std::mem::take(report)), spoiled });
                 }
                 Some(step) if turn == TURNS => {
                     if let Some(spoiled) = reconcile::undone_inside(&planned.plan) {
-                        return Err(Error::Spoiled { report: Box::new(report), spoiled });
+                        return Err(Error::Spoiled { report: Box::new(std::mem::take(report)), spoiled });
                     }
                     return Err(Error::Unfinished { left: planned.plan.steps.len(), first: Box::new(step.clone()) });
                 }
                 Some(_) => {}
             }
         }
-        let notes = self.notes(&planned);
-        let proof = planned.proof.expect("every turn is planned with its proof");
-        Ok(Applied { checked: planned.checked, addresses: planned.addresses, changes, report, notes, proof })
+        Ok(planned)
+    }
+
+    /// Records that this generation is in force.
+    fn in_force(
+        &self,
+        store: &Store,
+        base: Option<Number>,
+        goal: Number,
+        pending: Option<&Pending>,
+    ) -> Result<(), Error> {
+        if base == Some(goal) {
+            return Ok(());
+        }
+        store.set_current(Some(goal))?;
+        store.note(if pending.is_some() { Event::Pending } else { Event::Applied }, Some(goal))?;
+        let kept: Vec<Number> = base.into_iter().chain([goal]).collect();
+        store.prune(KEPT, &kept)?;
+        Ok(())
     }
 
     /// What another network has set already is not as it was before us: its record of that becomes ours too, so that
@@ -78,4 +260,39 @@ impl Orchestrator {
         let linux = self.linux(&planned.desired.network, store)?;
         run(&Recording::strict(&linux, store), &planned.plan, report, last)
     }
+}
+
+fn write(store: &Store, planned: &Planned, base: Option<Number>, number: Number) -> Result<(), Error> {
+    let graph = &planned.checked.graph;
+    let meta = Meta {
+        number,
+        parent: base,
+        time: clock::now(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot: clock::boot(),
+        by: store::caller(),
+        hash: graph.hash(),
+        digest: store::digest(&planned.checked.sources),
+        services: graph.services().count(),
+        edges: graph.edges().len(),
+        exposures: graph.exposures().len(),
+        proved: planned.proof.as_ref().map_or(0, netns_policy::prove::Proof::classes),
+    };
+    let sources = &planned.checked.sources;
+    let rules = rules(&planned.desired);
+    store.write_generation(Record { sources, addresses: &planned.book, rules, meta: &meta })?;
+    Ok(())
+}
+
+/// Every ruleset as nft(8) prints it, each under the name of its namespace: one at a time, for they are long together.
+fn rules(desired: &Desired) -> impl Iterator<Item = String> + '_ {
+    let links: BTreeMap<u32, String> =
+        desired.wires.values().map(|wire| (wire.index, wire.outer.to_string())).collect();
+    let fabric = format!("# {}\n{}", desired.fabric_netns(), desired.fabric.display(&links));
+    let locks = desired.locks.iter().map(|(place, lock)| {
+        let netns = desired.wires.get(place).and_then(|wire| wire.netns.clone());
+        let netns = netns.unwrap_or_else(|| if *place == Place::Host { "the host".into() } else { place.to_string() });
+        format!("# {netns}\n{}", lock.display(&BTreeMap::new()))
+    });
+    std::iter::once(fabric).chain(locks)
 }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use netns_policy::desired::Desired;
 use netns_policy::name::NetworkName;
 use netns_policy::plan::{Plan, Step};
+use netns_policy::topology::is_netns_of;
 
 use super::recording::{Recording, run};
-use super::{Error, Orchestrator, TURNS, told};
-use crate::kernel::Kernel as _;
+use super::{Error, Orchestrator, Running, TURNS, told};
+use crate::kernel::{Kernel as _, netns};
 use crate::report::Report;
-use crate::store::{Guard, Store, StoreError};
+use crate::store::{Event, Guard, Store, StoreError};
 
 /// What `down` did.
 #[derive(Debug)]
@@ -26,31 +27,59 @@ pub struct Removed {
 }
 
 impl Orchestrator {
-    /// Removes all that is ours; the recorded addresses stay, so that the services get them again.
+    /// Removes all that is ours; the recorded addresses and generations stay. A service in which processes run is not
+    /// removed.
     ///
     /// # Errors
     ///
-    /// [`Error::NoNetwork`] when neither a policy nor the state says which; [`Error::Step`] as for apply.
+    /// [`Error::NoNetwork`] when neither a policy nor the state says which; [`Error::Occupied`]; [`Error::Step`] as for
+    /// apply.
     pub fn down(&self) -> Result<Removed, Error> {
-        self.remove(self.network()?)
+        self.remove(self.network()?, Running::Refuse)
     }
 
-    /// Removes all that is ours of this network, as [`Orchestrator::down`] does. Asks for no policy.
+    /// Removes all that is ours of this network, as [`Orchestrator::down`] does, with these words about what runs in it.
+    /// Asks for no policy.
     ///
     /// # Errors
     ///
-    /// [`Error::Step`] as for apply.
-    pub fn remove(&self, network: NetworkName) -> Result<Removed, Error> {
+    /// [`Error::Occupied`]; [`Error::Step`] as for apply.
+    pub fn remove(&self, network: NetworkName, running: Running) -> Result<Removed, Error> {
         let store = self.store(&network);
         let mut notes = Vec::new();
         let _guard = lock_for_down(&store, &mut notes)?;
-        self.remove_leftovers(&network)?;
-        let mut linux = self.linux_with(&network, sysctls_for_down(&store, &mut notes));
+        let linux = self.linux_with(&network, BTreeMap::new());
+        let netns = netns::pinned(&self.options.netns).unwrap_or_default();
+        let services = netns.into_iter().filter(|netns| is_netns_of(&network, netns) && !netns.contains('+'));
+        let ours = linux.observe()?.namespaces;
+        self.vacate(&linux, services.filter(|netns| ours.contains_key(netns)).collect(), running)?;
+        // First, so that nobody brings back what is half down.
+        let recorded = is_recorded(&store).and_then(|is| if is { store.set_current(None) } else { Ok(()) });
+        if let Err(error) = recorded.and_then(|()| store.forget_pending()) {
+            notes.push(format!("{}: the generation stays recorded as in force", told(&error)));
+        }
+        let (first, report) = self.take_down(&network, &store, &mut notes)?;
+        if !report.done.is_empty() {
+            store.note(Event::Down, None).unwrap_or_else(|error| notes.push(told(&error)));
+        }
+        notes.dedup();
+        Ok(Removed { network, plan: first, report, notes })
+    }
+
+    /// Removes what there is. The caller holds the lock, where there is one to be had.
+    pub(super) fn take_down(
+        &self,
+        network: &NetworkName,
+        store: &Store,
+        notes: &mut Vec<String>,
+    ) -> Result<(Plan, Report), Error> {
+        self.remove_leftovers(network)?;
+        let mut linux = self.linux_with(network, sysctls_for_down(store, notes));
         let mut report = Report::default();
         let mut first = None;
         for turn in 1.. {
             let observed = linux.observe()?;
-            let plan = Plan::between(&observed, &Desired::nothing(&network));
+            let plan = Plan::between(&observed, &Desired::nothing(network));
             first.get_or_insert_with(|| plan.clone());
             match plan.steps.first() {
                 None => break,
@@ -58,7 +87,7 @@ impl Orchestrator {
                     return Err(Error::Unfinished { left: plan.steps.len(), first: Box::new(step.clone()) });
                 }
                 Some(_) => {
-                    let recording = Recording::lenient(&linux, &store);
+                    let recording = Recording::lenient(&linux, store);
                     run(&recording, &plan, &mut report, turn == TURNS)?;
                     notes.extend(recording.failed.take());
                 }
@@ -70,8 +99,17 @@ impl Orchestrator {
                 }
             }
         }
-        notes.dedup();
-        Ok(Removed { network, plan: first.unwrap_or_default(), report, notes })
+        Ok((first.unwrap_or_default(), report))
+    }
+}
+
+/// Whether the record says that a generation is in force.
+fn is_recorded(store: &Store) -> Result<bool, StoreError> {
+    match store.current() {
+        Ok(current) => Ok(current.is_some()),
+        // A link that names nothing goes as well.
+        Err(StoreError::Lost { .. }) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,7 +1,9 @@
 //! Why a verb failed.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use netns_policy::address::AddressError;
@@ -10,6 +12,7 @@ use netns_policy::layout::LayoutError;
 use netns_policy::name::NetworkName;
 use netns_policy::plan::Step;
 use netns_policy::prove::Counterexample;
+use nix::unistd::Pid;
 use thiserror::Error;
 
 use crate::kernel::KernelError;
@@ -17,7 +20,8 @@ use crate::kernel::probe::ProbeError;
 use crate::policy::ReadErrors;
 use crate::report::{Report, StepError};
 use crate::rewrite::RewriteError;
-use crate::store::StoreError;
+use crate::session::Session;
+use crate::store::{Number, Pending, StoreError};
 
 /// Why a verb failed.
 #[derive(Debug, Error)]
@@ -125,6 +129,73 @@ pub enum Error {
     /// The connections cannot be tried.
     #[error(transparent)]
     Verify(Box<crate::matrix::MatrixError>),
+    /// Another generation came into force since the one that was planned against.
+    #[error("{}", moved(*against, *is))]
+    Moved {
+        /// What was planned against.
+        against: Option<Number>,
+        /// What is in force.
+        is: Option<Number>,
+    },
+    /// A generation waits to be confirmed.
+    #[error("generation {} waits to be confirmed, for {} s", pending.generation, left.as_secs().max(1))]
+    Waits {
+        /// Which.
+        pending: Pending,
+        /// How long still.
+        left: Duration,
+    },
+    /// A generation was not confirmed in time, and the one before it is in force again.
+    #[error("generation {} was not confirmed {}, and {}", from, if *rebooted { "before the machine was started anew" } else { "in time" }, went_back(*to))]
+    WentBack {
+        /// The one that was not confirmed.
+        from: Number,
+        /// The one that is in force again; `None` when there was none, and all was taken down.
+        to: Option<Number>,
+        /// Whether it was for that the machine was started anew.
+        rebooted: bool,
+    },
+    /// There is nothing to confirm.
+    #[error("no generation waits to be confirmed")]
+    NothingWaits,
+    /// A change that was made over a connection cannot be confirmed over the same one: that it still carries proves nothing.
+    #[error("generation {generation} was applied over this very connection ({session})")]
+    SameSession {
+        /// What waits.
+        generation: Number,
+        /// The connection.
+        session: Session,
+    },
+    /// The generation that waits is not in force: its turn was cut short.
+    #[error("generation {generation} was cut short, and is not in force")]
+    NotWhole {
+        /// Which.
+        generation: Number,
+    },
+    /// There is no generation to go back to.
+    #[error("there is no generation before this one")]
+    NoParent,
+    /// The change would take away the way by which the operator came in.
+    #[error("you came in by {path}, and this change closes it")]
+    Narrows {
+        /// The edge.
+        path: String,
+    },
+    /// Processes still run in services that are to be removed.
+    #[error("{}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Occupied {
+        /// In which, and which.
+        all: Vec<Occupied>,
+        /// Whether it was tried to end them.
+        stopped: bool,
+    },
+    /// Nobody could be started who goes back when the change is not confirmed.
+    #[error("nobody can be started who would go back in time")]
+    Hold {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The compiled rules would do another thing than the policy says: a mistake of ours, and nothing is changed.
     #[error("the compiled rules do not do what the policy says")]
     Unproved(#[source] Box<Counterexample>),
@@ -166,4 +237,51 @@ fn steps_of(spoiled: &[StepError]) -> String {
         _ => failed.step.to_string(),
     });
     said.collect::<Vec<_>>().join(", ")
+}
+
+fn moved(against: Option<Number>, is: Option<Number>) -> String {
+    let is = is.map_or("no generation is in force any more".to_owned(), |is| format!("generation {is} is in force"));
+    match against {
+        Some(against) => format!("{is}, and generation {against} was planned against"),
+        None => format!("{is}, and none was when this was planned"),
+    }
+}
+
+fn went_back(to: Option<Number>) -> String {
+    match to {
+        Some(to) => format!("generation {to} is in force again"),
+        None => "all is taken down, as it was before".into(),
+    }
+}
+
+/// Processes in a service that is to be removed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Occupied {
+    /// The namespace.
+    pub netns: String,
+    /// Each process with its name.
+    pub processes: Vec<(i32, String)>,
+}
+
+impl Occupied {
+    pub(super) fn new(netns: String, all: &[Pid]) -> Self {
+        let name = |pid: i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim_end().chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
+        };
+        Self { netns, processes: all.iter().map(|pid| (pid.as_raw(), name(pid.as_raw()))).collect() }
+    }
+}
+
+impl fmt::Display for Occupied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// So many are named.
+        const NAMED: usize = 3;
+        let n = self.processes.len();
+        let are = if n == 1 { "1 process is" } else { &format!("{n} processes are") };
+        let named = self.processes.iter().take(NAMED).map(|(pid, name)| format!("{name} (pid {pid})"));
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = if n > NAMED { format!(" and {} more", n - NAMED) } else { String::new() };
+        write!(f, "{are} still in {}: {named}{more}", self.netns)
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use netns_policy::name::NetworkName;
+use nsctl::store::Number;
 
 /// Puts every service of this machine into a network namespace of its own, so that only the written edges carry packets.
 #[derive(Debug, Parser)]
@@ -39,6 +41,14 @@ pub enum Command {
         /// Give services other addresses where the pool changed.
         #[arg(long)]
         renumber: bool,
+        /// Only if this generation is in force still: the one that was planned against.
+        #[arg(long, value_name = "N")]
+        against: Option<Number>,
+        /// Make the generation in force so again, whatever the files say by now; where there is none, the files.
+        #[arg(long, conflicts_with_all = ["renumber", "against", "confirm", "no_confirm", "stop"])]
+        boot: bool,
+        #[command(flatten)]
+        change: Change,
     },
     /// Parses the policy and checks its invariants and tests; needs no privilege.
     Check,
@@ -48,13 +58,34 @@ pub enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+    /// Keeps what was applied with --confirm: from another connection than that one.
+    Confirm {
+        /// This network; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+    },
     /// Shows everything on a bitcoin node of 17 services, in a sandbox that touches nothing of the host.
     Demo,
+    /// Prints what two generations differ in, as edges.
+    Diff {
+        /// The first; default: the one before the second.
+        #[arg(value_name = "N")]
+        from: Option<Number>,
+        /// The second; default: the one in force.
+        #[arg(value_name = "M")]
+        to: Option<Number>,
+        /// Of this network; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+    },
     /// Removes everything that is nsctl's; recorded addresses stay.
     Down {
         /// This network, whatever the policy says; default: the policy's, else the only one that is known.
         #[arg(long, value_name = "NAME")]
         network: Option<NetworkName>,
+        /// End the processes that run in its services.
+        #[arg(long)]
+        stop: bool,
     },
     /// Prints the addresses of a service and its neighbours, and the unit settings that put it into its namespace.
     Env {
@@ -80,6 +111,12 @@ pub enum Command {
         /// Files, directories, or - for stdin; default: those of --policy, else those under /etc and /run.
         #[arg(value_name = "PATH")]
         paths: Vec<PathBuf>,
+    },
+    /// Lists every policy that was applied, and which is in force.
+    Generations {
+        /// Of this network; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
     },
     /// Lists what fragments of packages ask for, or answers them: opens nothing before the next apply.
     Grant {
@@ -107,6 +144,13 @@ pub enum Command {
         /// The form.
         #[arg(long, value_enum, default_value_t = Form::Text)]
         format: Form,
+    },
+    /// Waits for a confirmation, and goes back without one: what `apply --confirm` leaves behind it.
+    #[command(hide = true)]
+    Hold {
+        /// The network.
+        #[arg(long, value_name = "NAME")]
+        network: NetworkName,
     },
     /// Writes the manual pages.
     Man {
@@ -146,6 +190,17 @@ pub enum Command {
         /// At most so many steps, the way in included.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         hops: Option<u32>,
+    },
+    /// Puts an earlier generation into force again.
+    Rollback {
+        /// Its number; default: the one before that which is in force, or waits to be confirmed.
+        #[arg(value_name = "N")]
+        to: Option<Number>,
+        /// Of this network; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+        #[command(flatten)]
+        change: Change,
     },
     /// Prints services, addresses, edges with their counters, and drift.
     Status,
@@ -187,6 +242,31 @@ pub enum Command {
         #[arg(value_name = "TO:PORT")]
         to: String,
     },
+}
+
+/// How a change is made.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Change {
+    /// Go back unless `nsctl confirm` says otherwise within this time (90s, 2m, 1h), from a new connection.
+    ///
+    /// Default over SSH: 2m. A change that closes the way by which you came in asks for it.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub confirm: Option<Duration>,
+    /// Wait for no confirmation, over SSH neither.
+    #[arg(long, conflicts_with = "confirm")]
+    pub no_confirm: bool,
+    /// End the processes that run in services that are removed.
+    #[arg(long)]
+    pub stop: bool,
+}
+
+/// `90s`, `2m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_secs(5);
+    const MOST: Duration = Duration::from_secs(24 * 60 * 60);
+    let time =
+        humantime::parse_duration(text).map_err(|_| "a time is a number and s, m or h: `90s`, `2m`".to_owned())?;
+    if (LEAST..=MOST).contains(&time) { Ok(time) } else { Err("a confirmation is waited for 5s to 24h".into()) }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use netns_policy::diagnostic::{Finding, PolicyErrors, Warning};
@@ -26,6 +27,11 @@ pub fn line(text: impl Display) {
 /// `1 edge`, `2 edges`.
 pub fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// A time as people read it, in UTC.
+pub fn time(seconds: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
 /// As [`count`], of what a kernel has counted.
@@ -231,6 +237,13 @@ fn code(error: &Error) -> &'static str {
     match error {
         Error::Address(e) => e.code(),
         Error::Demo { .. } | Error::Verify(_) => "E0913",
+        Error::Moved { .. } => "E0904",
+        Error::Waits { .. } | Error::WentBack { .. } => "E0905",
+        Error::Occupied { .. } => "E0907",
+        Error::NoParent => "E0917",
+        Error::NothingWaits | Error::NotWhole { .. } | Error::SameSession { .. } => "E0919",
+        Error::Narrows { .. } => "E0920",
+        Error::Hold { .. } => "E0921",
         Error::Foreign { .. } | Error::ForeignLink { .. } => "E0218",
         Error::Kernel(_) | Error::Spoiled { .. } | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",
@@ -280,7 +293,26 @@ fn help(error: &Error) -> Option<String> {
                 .into(),
         ),
         Error::Refuted(_) => Some("`nsctl status` tells what differs, `nsctl apply` mends it".into()),
-        Error::Store(e) => Some(e.help().to_owned()),
+        Error::Store(e) => Some(e.help()),
+        Error::Moved { .. } => Some("nothing was changed: `nsctl plan` again, then apply".into()),
+        Error::Waits { .. } => Some(
+            "`nsctl confirm` from a new connection keeps it, `nsctl rollback` takes it back; then apply again".into(),
+        ),
+        Error::WentBack { .. } => Some("see that you still get in, then `nsctl apply --confirm 2m` once more".into()),
+        Error::Occupied { stopped: false, .. } => {
+            Some("nothing was changed: stop them first, or let nsctl do it with --stop".into())
+        }
+        Error::Occupied { stopped: true, .. } => {
+            Some("nothing was changed: they came back or do not end; stop the unit that starts them".into())
+        }
+        Error::NothingWaits => Some("`nsctl generations` tells what is in force".into()),
+        Error::NotWhole { .. } => Some("`nsctl rollback` goes back at once; then apply again".into()),
+        Error::SameSession { .. } => Some("open another one, and run `nsctl confirm` there".into()),
+        Error::NoParent => Some("`nsctl generations` tells which are kept".into()),
+        Error::Narrows { .. } => {
+            Some("nothing was changed: apply with --confirm 2m, so that it comes back if you do not".into())
+        }
+        Error::Hold { .. } => Some("nothing was changed; without --confirm nobody needs to go back".into()),
         Error::Unproved(_) => {
             Some("this is a mistake of nsctl, and nothing was changed: please report it with the policy".into())
         }

@@ -1,30 +1,78 @@
 //! `nsctl apply` and `nsctl down`.
 
+use std::io;
 use std::process::ExitCode;
 
 use netns_policy::name::NetworkName;
-use nsctl::{Error, Note, Orchestrator};
+use nsctl::session::Session;
+use nsctl::store::{Fate, Number, Pending};
+use nsctl::{Applied, Confirm, Error, How, Note, Orchestrator, Running};
 use serde_json::json;
 
 use super::plan;
-use crate::args::Args;
+use crate::args::{Args, Change};
 use crate::output;
 
-pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
-    let applied = nsctl.apply()?;
+/// How long a command waits for the operator's answer is the library's to say; who goes back without one is started here.
+pub fn holder(args: &Args) -> impl Fn(&NetworkName, &Pending) -> io::Result<()> + '_ {
+    |network, pending| super::holder::start(&args.state, network, pending)
+}
+
+/// The change as it was asked for.
+pub fn how<'a>(
+    change: Change,
+    against: Option<Number>,
+    session: Option<&'a Session>,
+    hold: &'a dyn Fn(&NetworkName, &Pending) -> io::Result<()>,
+) -> How<'a> {
+    let confirm = match (change.confirm, change.no_confirm) {
+        (Some(within), _) => Confirm::Within(within),
+        (None, true) => Confirm::Never,
+        (None, false) => Confirm::OverSsh,
+    };
+    let running = if change.stop { Running::Stop } else { Running::Refuse };
+    How { confirm, running, against, session, hold: Some(hold) }
+}
+
+pub fn apply(args: &Args, nsctl: &Orchestrator, against: Option<Number>, change: Change) -> Result<ExitCode, Error> {
+    let session = Session::of_caller();
+    let hold = holder(args);
+    let applied = nsctl.apply_with(&how(change, against, session.as_ref(), &hold))?;
+    tell(args, &applied);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// At boot: what was in force, whatever was written since.
+pub fn boot(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
+    let network = nsctl.recorded_network(None)?;
+    let applied = match nsctl.restore(&network)? {
+        Some(applied) => applied,
+        None => nsctl.apply()?,
+    };
+    tell(args, &applied);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was done.
+pub fn tell(args: &Args, applied: &Applied) {
     let notes: Vec<String> = applied.notes.iter().map(note).collect();
     if args.verbose {
         applied.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
     }
+    let within = applied.pending.as_ref().map(|pending| match pending.fate() {
+        Fate::Waits(left) => left.as_secs_f64().ceil(),
+        Fate::Expired | Fate::Rebooted => 0.0,
+    });
     if args.json {
         let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
         let changes = plan::changes_json(&applied.changes);
         let warnings: Vec<_> = applied.checked.warnings.iter().map(|warning| warning.plain()).collect();
         let proof = super::prove::as_json(&applied.proof);
-        output::answer(
-            &json!({ "done": done, "changes": changes, "notes": notes, "warnings": warnings, "proof": proof }),
-        );
-        return Ok(ExitCode::SUCCESS);
+        output::answer(&json!({
+            "done": done, "changes": changes, "notes": notes, "warnings": warnings, "proof": proof,
+            "generation": applied.generation, "before": applied.before, "confirm_within": within,
+        }));
+        return;
     }
     output::warnings(&applied.checked.warnings);
     let lines = plan::lines(&applied.changes, &applied.checked.graph);
@@ -35,7 +83,15 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
         (n, 0) => output::line(format_args!("{} of upkeep made", output::count(n, "step"))),
         (_, n) => output::line(format_args!("{} made", output::count(n, "change"))),
     }
-    Ok(ExitCode::SUCCESS)
+    if applied.before != Some(applied.generation) {
+        let after = applied.before.map(|before| format!(", after {before}")).unwrap_or_default();
+        output::line(format_args!("generation {} is in force{after}", applied.generation));
+    }
+    if let Some(within) = within {
+        output::line(format_args!(
+            "it goes back in {within} s: `nsctl confirm` from a new connection keeps it, `nsctl rollback` does not wait"
+        ));
+    }
 }
 
 fn note(note: &Note) -> String {
@@ -53,11 +109,9 @@ fn note(note: &Note) -> String {
     code + &text
 }
 
-pub fn down(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>) -> Result<ExitCode, Error> {
-    let removed = match network {
-        Some(network) => nsctl.remove(network.clone())?,
-        None => nsctl.down()?,
-    };
+pub fn down(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>, stop: bool) -> Result<ExitCode, Error> {
+    let network = network.map_or_else(|| nsctl.network(), |network| Ok(network.clone()))?;
+    let removed = nsctl.remove(network, if stop { Running::Stop } else { Running::Refuse })?;
     if args.verbose {
         removed.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
     }

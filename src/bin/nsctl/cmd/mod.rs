@@ -6,8 +6,10 @@ mod demo;
 mod env;
 mod exec;
 mod fmt;
+mod generations;
 mod grant;
 mod graph;
+mod holder;
 mod man;
 mod plan;
 mod prove;
@@ -30,16 +32,25 @@ use crate::output;
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     may(&args.command)?;
     match &args.command {
-        Command::Apply { renumber } => apply::apply(args, &orchestrator(args, *renumber)),
+        Command::Apply { boot: true, .. } => apply::boot(args, &orchestrator(args, false)),
+        Command::Apply { renumber, against, change, boot: false } => {
+            apply::apply(args, &orchestrator(args, *renumber), *against, *change)
+        }
         Command::Check => check(args),
         Command::Completions { shell } => Ok(completions::completions(*shell)),
+        Command::Confirm { network } => generations::confirm(args, &orchestrator(args, false), network.as_ref()),
         Command::Demo => demo::demo(args),
-        Command::Down { network } => apply::down(args, &orchestrator(args, false), network.as_ref()),
+        Command::Diff { from, to, network } => {
+            generations::diff(args, &orchestrator(args, false), network.as_ref(), *from, *to)
+        }
+        Command::Down { network, stop } => apply::down(args, &orchestrator(args, false), network.as_ref(), *stop),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
         Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
+        Command::Generations { network } => generations::list(args, &orchestrator(args, false), network.as_ref()),
+        Command::Hold { network } => generations::hold(&orchestrator(args, false), network),
         Command::Grant { who, target, fragment, revoke, dry_run, into } => grant::grant(
             args,
             &orchestrator(args, false),
@@ -54,6 +65,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Schema => Ok(schema::schema()),
         Command::Reach { from, to, hops } => {
             reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
+        }
+        Command::Rollback { to, network, change } => {
+            generations::rollback(args, &orchestrator(args, false), network.as_ref(), *to, *change)
         }
         Command::Status => status::status(args, &orchestrator(args, false)),
         Command::Test { live, format, wan, lan } => {
@@ -73,6 +87,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
 fn may(command: &Command) -> Result<(), Error> {
     let verb = match command {
         Command::Apply { .. } => "apply",
+        Command::Confirm { .. } => "confirm",
+        Command::Diff { .. } => "diff",
+        Command::Generations { .. } => "generations",
+        Command::Hold { .. } => "hold",
+        Command::Rollback { .. } => "rollback",
         Command::Down { .. } => "down",
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",

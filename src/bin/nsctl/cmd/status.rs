@@ -14,6 +14,20 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
         return Ok(ExitCode::SUCCESS);
     }
     output::line(format_args!("network {}", status.network));
+    if let Some(generation) = status.generation {
+        let files = match status.files {
+            Some("changed") => "; the policy's files say something else by now: `nsctl plan` shows what",
+            Some("refused") => "; the policy's files are wrong by now: `nsctl check` tells why",
+            _ => "",
+        };
+        output::line(format_args!("generation {generation}{files}"));
+    }
+    if let Some(pending) = &status.pending {
+        output::line(format_args!(
+            "it goes back in {} s unless it is confirmed: `nsctl confirm`, `nsctl rollback`",
+            pending.seconds
+        ));
+    }
     output::line(format_args!("\n{:<24} {:<5} {:<15} {}", "SERVICE", "STATE", "IPV4", "IPV6"));
     for service in &status.services {
         let v6 = service.address6.map(|v6| v6.to_string()).unwrap_or_default();

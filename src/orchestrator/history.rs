@@ -1,0 +1,275 @@
+//! Generations: looked at, gone back to, confirmed, let go.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use netns_policy::difference::{Difference, differences};
+use netns_policy::graph::AllowGraph;
+use netns_policy::name::NetworkName;
+use serde::Serialize;
+
+use super::apply::Goal;
+use super::{Applied, Checked, Confirm, Error, How, Orchestrator, Running};
+use crate::session::Session;
+use crate::store::{Event, Fate, Meta, Number, Pending, Store};
+
+/// One line of `nsctl generations`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Generation {
+    /// What it is.
+    #[serde(flatten)]
+    pub meta: Meta,
+    /// `in force`, `waits to be confirmed`, `was in force`, or `never in force`.
+    pub state: &'static str,
+}
+
+/// What a generation that waited came to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Settled {
+    /// None waited.
+    Nothing,
+    /// It waits still, for so long.
+    Waits(Pending, Duration),
+    /// It was not confirmed, and this one is in force again; `None` when all was taken down.
+    WentBack {
+        /// The one that was not confirmed.
+        from: Number,
+        /// The one that is in force.
+        to: Option<Number>,
+        /// Whether the machine was started anew meanwhile.
+        rebooted: bool,
+    },
+}
+
+impl Orchestrator {
+    /// Which network is meant where no policy is needed: the one named, else the policy's, else the only one on record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoNetwork`].
+    pub fn recorded_network(&self, named: Option<&NetworkName>) -> Result<NetworkName, Error> {
+        if let Some(named) = named {
+            return Ok(named.clone());
+        }
+        if let Ok(checked) = self.check() {
+            return Ok(checked.graph.network().name.clone());
+        }
+        match self.networks()?.as_slice() {
+            [only] => Ok(only.clone()),
+            known => Err(Error::NoNetwork { known: known.to_vec() }),
+        }
+    }
+
+    /// Every generation that is kept, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the records cannot be read.
+    pub fn generations(&self, network: &NetworkName) -> Result<Vec<Generation>, Error> {
+        let store = self.store(network);
+        let (current, pending, journal) = (store.current()?, store.pending()?, store.journal()?);
+        let was = |number: Number| {
+            journal.iter().any(|entry| entry.generation == Some(number) && entry.event != Event::Expired)
+        };
+        let state = |number: Number| match &pending {
+            Some(pending) if pending.generation == number => "waits to be confirmed",
+            _ if current == Some(number) => "in force",
+            _ if was(number) => "was in force",
+            _ => "never in force",
+        };
+        let all = store.generations()?.into_iter();
+        all.map(|number| Ok(Generation { meta: store.meta(number)?, state: state(number) })).collect()
+    }
+
+    /// The generation in force, if there is one, and the one that waits to be confirmed.
+    ///
+    /// # Errors
+    ///
+    /// When the records cannot be read.
+    pub fn in_force_now(&self, network: &NetworkName) -> Result<(Option<Number>, Option<Pending>), Error> {
+        let store = self.store(network);
+        Ok((store.current()?, store.pending()?))
+    }
+
+    /// What two generations differ in, as edges; `to` defaults to the one in force, `from` to the one before `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoParent`]; when one of them is not kept, or cannot be read by this version.
+    pub fn diff(
+        &self,
+        network: &NetworkName,
+        from: Option<Number>,
+        to: Option<Number>,
+    ) -> Result<(Number, Number, Vec<Difference>), Error> {
+        let store = self.store(network);
+        let to = match to {
+            Some(to) => to,
+            None => store.current()?.ok_or(Error::NoParent)?,
+        };
+        let from = match from {
+            Some(from) => from,
+            None => store.meta(to)?.parent.ok_or(Error::NoParent)?,
+        };
+        let graph = |number| Ok::<AllowGraph, Error>(kept(&store, number)?.graph);
+        Ok((from, to, differences(&graph(from)?, &graph(to)?)))
+    }
+
+    /// Puts a generation that is kept into force again: the one named, else the one before that which is in force. Of one
+    /// that waits to be confirmed nothing is waited for any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoParent`]; as [`Orchestrator::apply_with`].
+    pub fn rollback(&self, network: &NetworkName, to: Option<Number>, how: &How) -> Result<Applied, Error> {
+        let store = self.store(network);
+        let _guard = store.lock()?;
+        let pending = store.pending()?;
+        let is = store.current()?;
+        if let Some(against) = how.against
+            && is != Some(against)
+        {
+            return Err(Error::Moved { against: Some(against), is });
+        }
+        let to = match (to, &pending) {
+            (Some(to), _) => to,
+            (None, Some(pending)) => pending.back.ok_or(Error::NoParent)?,
+            (None, None) => store.meta(is.ok_or(Error::NoParent)?)?.parent.ok_or(Error::NoParent)?,
+        };
+        let checked = kept(&store, to)?;
+        let applied = if pending.is_some() {
+            // This is what it waits for, or instead of it: nobody is to be asked once more.
+            let applied = self.enforce(checked, &store, &How { confirm: Confirm::Never, ..*how }, Goal::Kept(to))?;
+            store.forget_pending()?;
+            applied
+        } else {
+            self.enforce(checked, &store, how, Goal::Kept(to))?
+        };
+        store.note(Event::RolledBack, Some(to))?;
+        Ok(applied)
+    }
+
+    /// Makes the generation in force so again, whatever the policy's files say by now: after the machine was started, and
+    /// to mend. Where none is in force yet, the files are applied.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::apply_with`], but that a generation which was not confirmed is no error: then the one before it
+    /// is made so, or nothing.
+    pub fn restore(&self, network: &NetworkName) -> Result<Option<Applied>, Error> {
+        let store = self.store(network);
+        let _guard = store.lock()?;
+        self.settle(&store, network)?;
+        let Some(number) = store.current()? else { return Ok(None) };
+        let how = How { running: Running::Leave, ..How::default() };
+        Ok(Some(self.enforce(kept(&store, number)?, &store, &how, Goal::Kept(number))?))
+    }
+
+    /// Keeps what waits. `session` is the connection of the caller.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingWaits`]; [`Error::SameSession`]; [`Error::NotWhole`]; [`Error::WentBack`] when it is too late.
+    pub fn confirm(&self, network: &NetworkName, session: Option<&Session>) -> Result<Number, Error> {
+        let store = self.store(network);
+        let _guard = store.lock()?;
+        match self.settle(&store, network)? {
+            Settled::Nothing => Err(Error::NothingWaits),
+            Settled::WentBack { from, to, rebooted } => Err(Error::WentBack { from, to, rebooted }),
+            Settled::Waits(pending, _) => {
+                let generation = pending.generation;
+                if let Some(session) = session.filter(|session| pending.session.as_ref() == Some(session)) {
+                    return Err(Error::SameSession { generation, session: session.clone() });
+                }
+                if store.current()? != Some(generation) {
+                    return Err(Error::NotWhole { generation });
+                }
+                store.forget_pending()?;
+                store.note(Event::Confirmed, Some(generation))?;
+                Ok(generation)
+            }
+        }
+    }
+
+    /// Waits until what waits is confirmed, replaced or too late, and goes back then: what a process of its own does, so
+    /// that it happens without the daemon too.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be read, or going back fails for good: it is tried again for a while.
+    pub fn hold(&self, network: &NetworkName) -> Result<Settled, Error> {
+        const STEP: Duration = Duration::from_millis(500);
+        const TRIES: u32 = 120;
+        let store = self.store(network);
+        let Some(first) = store.pending()? else { return Ok(Settled::Nothing) };
+        let mut failed = 0;
+        loop {
+            match store.pending()?.map(|pending| (pending.generation, pending.fate())) {
+                // Sleeping does not count the time that the machine is suspended, so never sleep long.
+                Some((generation, Fate::Waits(left))) if generation == first.generation => sleep(left.min(STEP)),
+                Some((generation, _)) if generation == first.generation => match self.expire(network) {
+                    Ok(settled) => return Ok(settled),
+                    Err(error) if failed >= TRIES => return Err(error),
+                    Err(_) => {
+                        failed += 1;
+                        sleep(STEP);
+                    }
+                },
+                _ => return Ok(Settled::Nothing),
+            }
+        }
+    }
+
+    /// Goes back if what waits is too late.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::apply_with`].
+    pub fn expire(&self, network: &NetworkName) -> Result<Settled, Error> {
+        let store = self.store(network);
+        if store.pending()?.is_none() {
+            return Ok(Settled::Nothing);
+        }
+        let _guard = store.lock()?;
+        self.settle(&store, network)
+    }
+
+    /// The same for who is about to change something, who cannot go on then.
+    pub(super) fn settled(&self, store: &Store, network: &NetworkName) -> Result<(), Error> {
+        match self.settle(store, network)? {
+            Settled::Nothing => Ok(()),
+            Settled::Waits(pending, left) => Err(Error::Waits { pending, left }),
+            Settled::WentBack { from, to, rebooted } => Err(Error::WentBack { from, to, rebooted }),
+        }
+    }
+
+    /// What waits, dealt with. The caller holds the lock.
+    fn settle(&self, store: &Store, network: &NetworkName) -> Result<Settled, Error> {
+        let Some(pending) = store.pending()? else { return Ok(Settled::Nothing) };
+        let rebooted = match pending.fate() {
+            Fate::Waits(left) => return Ok(Settled::Waits(pending, left)),
+            Fate::Expired => false,
+            Fate::Rebooted => true,
+        };
+        match pending.back {
+            Some(back) => {
+                // Whatever runs in a service that was new goes on without a network: the operator may be locked out.
+                let how = How { running: Running::Leave, ..How::default() };
+                self.enforce(kept(store, back)?, store, &how, Goal::Kept(back))?;
+            }
+            None => {
+                let (_, _) = self.take_down(network, store, &mut Vec::new())?;
+                store.set_current(None)?;
+            }
+        }
+        // Last, so that a crash before this goes back once more.
+        store.forget_pending()?;
+        store.note(Event::Expired, Some(pending.generation))?;
+        Ok(Settled::WentBack { from: pending.generation, to: pending.back, rebooted })
+    }
+}
+
+/// The policy of a generation. It was one when it was written; another version may see more in it.
+pub(super) fn kept(store: &Store, number: Number) -> Result<Checked, Error> {
+    Checked::of(store.sources(number)?)
+}
