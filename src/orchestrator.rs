@@ -6,6 +6,7 @@ mod apply;
 mod down;
 mod error;
 mod how;
+pub mod mend;
 mod pool;
 mod recording;
 

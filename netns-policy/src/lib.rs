@@ -79,6 +79,7 @@ pub mod difference;
 pub mod explain;
 pub mod exposure;
 pub mod graph;
+pub mod hold;
 pub mod layout;
 mod lint;
 pub mod name;

@@ -85,6 +85,8 @@ pub enum Step {
     DeleteHostRoute(HostRoute),
     /// Removes what resolves names in a service.
     DeleteFiles(ServiceName),
+    /// Puts wires' ends in the fabric down: nothing passes there.
+    LowerWires(Vec<u32>),
     /// Mends a wire's inner end: up, with exactly these routes.
     MendWire {
         /// The wire as it ought to be.
@@ -156,6 +158,7 @@ impl fmt::Display for Step {
             Self::DeleteHostLinks(indexes) => write!(f, "delete {} of the host", count(indexes.len(), "link")),
             Self::DeleteHostRoute(route) => write!(f, "delete routing table {} of the host", route.table),
             Self::DeleteFiles(service) => write!(f, "delete the hosts file of {service}"),
+            Self::LowerWires(indexes) => write!(f, "lower {}", count(indexes.len(), "wire")),
             Self::MendWire { wire, .. } => write!(f, "mend the wire of {}", wire.place),
             Self::RaiseWires(indexes) => write!(f, "raise {}", count(indexes.len(), "wire")),
             Self::Rules { at, delta, .. } => {

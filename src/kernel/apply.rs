@@ -54,6 +54,7 @@ pub(super) fn apply(linux: &Linux, step: &Step) -> Result<(), KernelError> {
         Step::DeleteHostRoute(_) => delete_host_route(linux),
         Step::DeleteFiles(service) => delete_files(linux, &format!("{}-{service}", linux.network)),
         Step::MendWire { wire, stale } => mend_wire(linux, wire, stale.iter()),
+        Step::LowerWires(indexes) => lower(linux, indexes),
         Step::RaiseWires(indexes) => raise(linux, indexes),
         Step::Rules { at, delta, generation, cuts } => rules(linux, at, delta, *generation, cuts),
         Step::SetHostRoute(route) => set_host_route(linux, route),
@@ -475,6 +476,13 @@ fn raise(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
         Spoil::new(index, places.get(&index).cloned(), &error)
     });
     spoiled(spoils.collect())
+}
+
+/// A wire that is gone is as closed as can be.
+fn lower(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
+    let fabric = linux.open(&fabric_netns(&linux.network))?;
+    let requests: Vec<_> = indexes.iter().map(|index| link::set_down(*index)).collect();
+    in_netns(&fabric, "the fabric", move |rtnl| rtnl.try_all(&requests)).map(drop)
 }
 
 /// Whose wires the links of the fabric are, as their aliases say.

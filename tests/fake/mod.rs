@@ -100,6 +100,10 @@ impl Machine {
                 link.routes.retain(|route| !stale.contains(route));
                 link.routes.extend(wire.routes.iter().cloned());
             }
+            Step::LowerWires(indexes) => {
+                let links = observed.fabric.iter_mut().flat_map(|fabric| fabric.links.values_mut());
+                links.filter(|link| indexes.contains(&link.index)).for_each(|link| link.up = false);
+            }
             Step::RaiseWires(indexes) => {
                 let fabric = observed.fabric.as_mut().ok_or_else(|| refused("no fabric"))?;
                 for index in indexes {
