@@ -52,10 +52,13 @@
 
 pub mod attempt;
 pub(crate) mod clock;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod exec;
 pub(crate) mod fault;
 pub(crate) mod file;
 pub mod grant;
+pub(crate) mod held;
 pub mod internet;
 pub mod kernel;
 pub(crate) mod lockout;

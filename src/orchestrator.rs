@@ -32,6 +32,7 @@ use netns_policy::trial::Trial;
 use thiserror::Error;
 
 use crate::clock;
+use crate::held;
 use crate::kernel::listener::listeners;
 use crate::kernel::probe::{self};
 use crate::kernel::{Kernel, KernelError, Linux, netns};
@@ -358,6 +359,7 @@ impl Orchestrator {
             Err(()) => "refused",
         });
         status.generation = number;
+        status.held = held::read(&self.options.run, &network).iter().map(held::word).collect();
         status.pending = pending.as_ref().map(Into::into);
         let linux = self.kernel(&planned.desired.network)?;
         for service in planned.checked.graph.services() {

@@ -35,6 +35,8 @@ pub struct Status {
     pub generation: Option<Number>,
     /// The generation that waits to be confirmed.
     pub pending: Option<PendingStatus>,
+    /// The places that are held closed, because they were spoiled again and again; `apply` lifts it.
+    pub held: Vec<String>,
     /// What the policy's files say by now, beside the generation in force: `the same`, `changed`, `refused`; null when
     /// no generation is in force.
     pub files: Option<&'static str>,
@@ -158,6 +160,7 @@ impl Status {
             asks: open_asks(&planned.checked.asks),
             generation: None,
             pending: None,
+            held: Vec::new(),
             files: None,
             drift: drift(planned),
             warnings: Vec::new(),

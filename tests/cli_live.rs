@@ -293,6 +293,7 @@ fn answers_for_programs_have_the_documented_keys() {
                 "exposures",
                 "files",
                 "generation",
+                "held",
                 "network",
                 "outbound",
                 "pending",

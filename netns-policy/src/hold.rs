@@ -8,9 +8,13 @@
 
 use std::collections::BTreeSet;
 
+use crate::changes::index;
 use crate::desired::{Desired, Wire};
 use crate::observed::Observed;
 use crate::plan::{Plan, Site, Step};
+use crate::ruleset::compile::wire_chain;
+use crate::ruleset::delta::{Delta, Op};
+use crate::ruleset::{Field, Key};
 use crate::topology::Place;
 
 impl Step {
@@ -48,17 +52,41 @@ impl Step {
     }
 }
 
+/// The same change without what it adds for these wires.
+fn without_wires(delta: &Delta, indexes: &BTreeSet<u32>) -> Delta {
+    let chains: BTreeSet<String> = indexes.iter().map(|index| wire_chain(*index)).collect();
+    let names = |bytes: &[u8]| index(bytes).is_some_and(|index| indexes.contains(&index));
+    let kept = |op: &Op| match op {
+        Op::AddChain { chain, .. } | Op::AddRule { chain, .. } if chains.contains(chain) => None,
+        Op::AddElements(elements) => {
+            let by_wire = elements.of.key.first() == Some(&Field::IfaceIndex);
+            let is_of =
+                |key: &Key, out: &Option<Vec<u8>>| (by_wire && names(&key.from)) || out.as_deref().is_some_and(&names);
+            let mut left = elements.clone();
+            left.of.elements.retain(|key, out| !is_of(key, out));
+            (!left.of.elements.is_empty()).then_some(Op::AddElements(left))
+        }
+        op => Some(op.clone()),
+    };
+    Delta { ops: delta.ops.iter().filter_map(kept).collect::<Vec<_>>().into() }
+}
+
+/// The places that are spoiled, told from the steps that mend them. What a missing wire brings with it in the panel is
+/// no fault of the panel's.
+pub fn spoiled(plan: &Plan, observed: &Observed, desired: &Desired) -> BTreeSet<Site> {
+    let mut sites: BTreeSet<Site> = plan.steps.iter().flat_map(|step| step.sites(desired, observed)).collect();
+    if sites.len() > 1 && observed.fabric.is_some() {
+        sites.remove(&Site::Fabric);
+    }
+    sites
+}
+
 /// Whose wire a link of the fabric was, as its alias says.
 fn of_link(observed: &Observed, index: u32) -> Site {
     let mut links = observed.fabric.iter().flat_map(|fabric| fabric.links.values());
     let alias = links.find(|link| link.index == index).and_then(|link| link.alias.as_deref());
     let name = alias.and_then(|alias| alias.rsplit(':').next());
-    match name {
-        Some("+host") => Site::Place(Place::Host),
-        Some("+uplink") => Site::Place(Place::Uplink),
-        Some(name) => name.parse().map_or(Site::Fabric, |name| Site::Place(Place::Service(name))),
-        None => Site::Fabric,
-    }
+    name.and_then(Place::from_long_name).map_or(Site::Fabric, Site::Place)
 }
 
 impl Plan {
@@ -71,8 +99,17 @@ impl Plan {
         let is_held = |wire: &Wire| all || held.contains(&Site::Place(wire.place.clone()));
         let wires: Vec<&Wire> = desired.wires.values().filter(|wire| is_held(wire)).collect();
         let closed: BTreeSet<u32> = wires.iter().map(|wire| wire.index).collect();
-        let open = |indexes: &[u32]| indexes.iter().copied().filter(|index| !closed.contains(index)).collect::<Vec<_>>();
+        let open =
+            |indexes: &[u32]| indexes.iter().copied().filter(|index| !closed.contains(index)).collect::<Vec<_>>();
+        // Of a held wire that is not there nothing is made, its keys in the panel neither.
+        let absent: BTreeSet<u32> =
+            wires.iter().filter(|wire| observed.whole_wire(wire) != Some(wire.index)).map(|wire| wire.index).collect();
         let kept = |step: &Step| match step {
+            Step::Rules { at: Site::Fabric, delta, generation, cuts } if !all => {
+                let delta = without_wires(delta, &absent);
+                let cuts = cuts.clone();
+                (!delta.is_empty()).then_some(Step::Rules { at: Site::Fabric, delta, generation: *generation, cuts })
+            }
             Step::RaiseWires(indexes) => Some(open(indexes)).filter(|left| !left.is_empty()).map(Step::RaiseWires),
             Step::Settle(indexes) => Some(open(indexes)).filter(|left| !left.is_empty()).map(Step::Settle),
             Step::CreateWires(wires) => {
@@ -91,6 +128,9 @@ impl Plan {
         };
         let lower: Vec<u32> = wires.iter().filter(is_up).map(|wire| wire.index).collect();
         let first = (!lower.is_empty()).then_some(Step::LowerWires(lower));
-        Self { steps: first.into_iter().chain(self.steps.iter().filter_map(kept)).collect(), changes: self.changes.clone() }
+        Self {
+            steps: first.into_iter().chain(self.steps.iter().filter_map(kept)).collect(),
+            changes: self.changes.clone(),
+        }
     }
 }

@@ -42,6 +42,15 @@ impl Place {
         }
     }
 
+    /// The place that is called so; `None` when none can be.
+    pub fn from_long_name(name: &str) -> Option<Self> {
+        match name {
+            "+host" => Some(Self::Host),
+            "+uplink" => Some(Self::Uplink),
+            service => service.parse().ok().map(Self::Service),
+        }
+    }
+
     /// The link in the fabric.
     pub fn link(&self) -> LinkName {
         LinkName::for_name(&self.long_name())

@@ -488,11 +488,7 @@ fn lower(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
 /// Whose wires the links of the fabric are, as their aliases say.
 fn places(fabric: &Netns) -> Result<BTreeMap<u32, Place>, KernelError> {
     let links = in_netns(fabric, "the fabric", |rtnl| rtnl.links())?;
-    let place = |alias: &str| match alias.rsplit(':').next()? {
-        "+host" => Some(Place::Host),
-        "+uplink" => Some(Place::Uplink),
-        service => service.parse().ok().map(Place::Service),
-    };
+    let place = |alias: &str| Place::from_long_name(alias.rsplit(':').next()?);
     Ok(links.into_iter().filter_map(|link| Some((link.index, place(link.alias.as_deref()?)?))).collect())
 }
 

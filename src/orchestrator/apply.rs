@@ -16,6 +16,7 @@ use netns_policy::topology::Place;
 use super::recording::{Recording, run};
 use super::{Applied, Checked, Confirm, Error, How, Occupied, Orchestrator, Planned, Running, TURNS, is_up, proved};
 use crate::clock;
+use crate::held;
 use crate::kernel::{Linux, occupants, probe};
 use crate::lockout;
 use crate::reconcile;
@@ -90,6 +91,8 @@ impl Orchestrator {
             }
             None => None,
         };
+        // Whoever asks for a change has seen why a place is held closed, or sees it now.
+        held::lift(&self.options.run, &network);
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
         let turned = self.turns(planned, store, &mut report);

@@ -9,6 +9,7 @@ use netns_policy::topology::is_netns_of;
 
 use super::recording::{Recording, run};
 use super::{Error, Orchestrator, Running, TURNS, told};
+use crate::held;
 use crate::kernel::{Kernel as _, netns};
 use crate::report::Report;
 use crate::store::{Event, Guard, Store, StoreError};
@@ -58,6 +59,7 @@ impl Orchestrator {
         if let Err(error) = recorded.and_then(|()| store.forget_pending()) {
             notes.push(format!("{}: the generation stays recorded as in force", told(&error)));
         }
+        held::lift(&self.options.run, &network);
         let (first, report) = self.take_down(&network, &store, &mut notes)?;
         if !report.done.is_empty() {
             store.note(Event::Down, None).unwrap_or_else(|error| notes.push(told(&error)));

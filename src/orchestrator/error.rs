@@ -26,6 +26,10 @@ use crate::store::{Number, Pending, StoreError};
 /// Why a verb failed.
 #[derive(Debug, Error)]
 pub enum Error {
+    /// The daemon did not answer.
+    #[cfg(feature = "daemon")]
+    #[error(transparent)]
+    Daemon(#[from] crate::daemon::ClientError),
     /// Addresses cannot be given out.
     #[error(transparent)]
     Address(#[from] AddressError),

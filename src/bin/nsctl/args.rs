@@ -9,7 +9,7 @@ use netns_policy::name::NetworkName;
 use nsctl::store::Number;
 
 /// Puts every service of this machine into a network namespace of its own, so that only the written edges carry packets.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "nsctl", version, arg_required_else_help = true)]
 pub struct Args {
     /// A policy file, or a directory of them; may be given several times.
@@ -34,7 +34,7 @@ pub struct Args {
     pub command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Makes the kernel as the policy says; a second call does nothing.
     Apply {
@@ -63,6 +63,16 @@ pub enum Command {
         /// This network; default: the policy's, else the only one that is known.
         #[arg(long, value_name = "NAME")]
         network: Option<NetworkName>,
+    },
+    /// Stays, and repairs what differs from the generation in force; reads no policy file by itself.
+    #[cfg(feature = "daemon")]
+    Daemon {
+        /// This network alone; default: all that are on record.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+        /// The form of its log.
+        #[arg(long, value_enum, default_value_t = Log::Text)]
+        log: Log,
     },
     /// Shows everything on a bitcoin node of 17 services, in a sandbox that touches nothing of the host.
     Demo,
@@ -191,6 +201,12 @@ pub enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         hops: Option<u32>,
     },
+    /// Lets the daemon apply the policy's files.
+    #[cfg(feature = "daemon")]
+    Reload {
+        #[command(flatten)]
+        change: Change,
+    },
     /// Puts an earlier generation into force again.
     Rollback {
         /// Its number; default: the one before that which is in force, or waits to be confirmed.
@@ -276,6 +292,16 @@ pub enum Form {
     /// Mermaid flowchart.
     Mermaid,
     /// One line for each edge.
+    Text,
+}
+
+/// Forms of the daemon's log.
+#[cfg(feature = "daemon")]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Log {
+    /// One JSON object a line.
+    Json,
+    /// One line for each event.
     Text,
 }
 

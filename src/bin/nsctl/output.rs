@@ -79,11 +79,16 @@ fn report(finding: &Finding) -> String {
 /// Says why a command failed and gives its exit code: 2 when the policy or the command is wrong, else 1.
 pub fn failure(error: &Error, as_json: bool) -> ExitCode {
     if as_json {
-        answer(&json!({ "errors": machine_readable(error) }));
+        answer(&failure_json(error));
     } else {
         person_readable(error);
     }
     ExitCode::from(exit_code(error))
+}
+
+/// Why a command failed, with stable keys.
+pub fn failure_json(error: &Error) -> serde_json::Value {
+    json!({ "errors": machine_readable(error) })
 }
 
 /// Says why a command inside a service was not run.
@@ -244,6 +249,8 @@ fn code(error: &Error) -> &'static str {
         Error::NothingWaits | Error::NotWhole { .. } | Error::SameSession { .. } => "E0919",
         Error::Narrows { .. } => "E0920",
         Error::Hold { .. } => "E0921",
+        #[cfg(feature = "daemon")]
+        Error::Daemon(_) => "E0924",
         Error::Foreign { .. } | Error::ForeignLink { .. } => "E0218",
         Error::Kernel(_) | Error::Spoiled { .. } | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",
@@ -312,6 +319,12 @@ fn help(error: &Error) -> Option<String> {
         Error::Narrows { .. } => {
             Some("nothing was changed: apply with --confirm 2m, so that it comes back if you do not".into())
         }
+        #[cfg(feature = "daemon")]
+        Error::Daemon(nsctl::daemon::ClientError::Absent { .. }) => {
+            Some("start it (`systemctl start nsctld`), or use `nsctl apply`, which needs none".into())
+        }
+        #[cfg(feature = "daemon")]
+        Error::Daemon(_) => Some("see its log (`journalctl -u nsctld`); `nsctl apply` needs no daemon".into()),
         Error::Hold { .. } => Some("nothing was changed; without --confirm nobody needs to go back".into()),
         Error::Unproved(_) => {
             Some("this is a mistake of nsctl, and nothing was changed: please report it with the policy".into())

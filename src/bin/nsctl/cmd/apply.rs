@@ -53,31 +53,38 @@ pub fn boot(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How long it waits still to be confirmed, if it does.
+fn within(applied: &Applied) -> Option<f64> {
+    applied.pending.as_ref().map(|pending| match pending.fate() {
+        Fate::Waits(left) => left.as_secs_f64().ceil(),
+        Fate::Expired | Fate::Rebooted => 0.0,
+    })
+}
+
+/// What was done, with stable keys.
+pub fn as_json(applied: &Applied) -> serde_json::Value {
+    let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
+    let notes: Vec<String> = applied.notes.iter().map(note).collect();
+    let warnings: Vec<_> = applied.checked.warnings.iter().map(|warning| warning.plain()).collect();
+    json!({
+        "done": done, "changes": plan::changes_json(&applied.changes), "notes": notes, "warnings": warnings,
+        "proof": super::prove::as_json(&applied.proof), "generation": applied.generation, "before": applied.before,
+        "confirm_within": within(applied),
+    })
+}
+
 /// What was done.
 pub fn tell(args: &Args, applied: &Applied) {
-    let notes: Vec<String> = applied.notes.iter().map(note).collect();
     if args.verbose {
         applied.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
     }
-    let within = applied.pending.as_ref().map(|pending| match pending.fate() {
-        Fate::Waits(left) => left.as_secs_f64().ceil(),
-        Fate::Expired | Fate::Rebooted => 0.0,
-    });
     if args.json {
-        let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
-        let changes = plan::changes_json(&applied.changes);
-        let warnings: Vec<_> = applied.checked.warnings.iter().map(|warning| warning.plain()).collect();
-        let proof = super::prove::as_json(&applied.proof);
-        output::answer(&json!({
-            "done": done, "changes": changes, "notes": notes, "warnings": warnings, "proof": proof,
-            "generation": applied.generation, "before": applied.before, "confirm_within": within,
-        }));
-        return;
+        return output::answer(&as_json(applied));
     }
     output::warnings(&applied.checked.warnings);
     let lines = plan::lines(&applied.changes, &applied.checked.graph);
     lines.iter().for_each(output::line);
-    notes.iter().for_each(output::talk);
+    applied.notes.iter().map(note).for_each(output::talk);
     match (applied.report.done.len(), lines.len()) {
         (0, _) => output::line("nothing to do"),
         (n, 0) => output::line(format_args!("{} of upkeep made", output::count(n, "step"))),
@@ -87,7 +94,7 @@ pub fn tell(args: &Args, applied: &Applied) {
         let after = applied.before.map(|before| format!(", after {before}")).unwrap_or_default();
         output::line(format_args!("generation {} is in force{after}", applied.generation));
     }
-    if let Some(within) = within {
+    if let Some(within) = within(applied) {
         output::line(format_args!(
             "it goes back in {within} s: `nsctl confirm` from a new connection keeps it, `nsctl rollback` does not wait"
         ));

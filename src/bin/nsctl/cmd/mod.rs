@@ -2,6 +2,8 @@
 
 mod apply;
 mod completions;
+#[cfg(feature = "daemon")]
+mod daemon;
 mod demo;
 mod env;
 mod exec;
@@ -39,6 +41,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Check => check(args),
         Command::Completions { shell } => Ok(completions::completions(*shell)),
         Command::Confirm { network } => generations::confirm(args, &orchestrator(args, false), network.as_ref()),
+        #[cfg(feature = "daemon")]
+        Command::Daemon { network, log } => daemon::daemon(args, orchestrator(args, false), network.as_ref(), *log),
         Command::Demo => demo::demo(args),
         Command::Diff { from, to, network } => {
             generations::diff(args, &orchestrator(args, false), network.as_ref(), *from, *to)
@@ -66,6 +70,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Reach { from, to, hops } => {
             reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
         }
+        #[cfg(feature = "daemon")]
+        Command::Reload { change } => daemon::reload(args, &orchestrator(args, false), *change),
         Command::Rollback { to, network, change } => {
             generations::rollback(args, &orchestrator(args, false), network.as_ref(), *to, *change)
         }
@@ -88,6 +94,8 @@ fn may(command: &Command) -> Result<(), Error> {
     let verb = match command {
         Command::Apply { .. } => "apply",
         Command::Confirm { .. } => "confirm",
+        #[cfg(feature = "daemon")]
+        Command::Daemon { .. } => "daemon",
         Command::Diff { .. } => "diff",
         Command::Generations { .. } => "generations",
         Command::Hold { .. } => "hold",
@@ -100,6 +108,8 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
         Command::Why { live: true, .. } => "why --live",
+        #[cfg(feature = "daemon")]
+        Command::Reload { .. } => return Ok(()),
         Command::Check
         | Command::Completions { .. }
         | Command::Demo

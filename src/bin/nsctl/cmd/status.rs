@@ -28,6 +28,12 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
             pending.seconds
         ));
     }
+    if !status.held.is_empty() {
+        output::line(format_args!(
+            "HELD CLOSED, spoiled again and again: {}; see who does that, then `nsctl apply`",
+            status.held.join(", ")
+        ));
+    }
     output::line(format_args!("\n{:<24} {:<5} {:<15} {}", "SERVICE", "STATE", "IPV4", "IPV6"));
     for service in &status.services {
         let v6 = service.address6.map(|v6| v6.to_string()).unwrap_or_default();
