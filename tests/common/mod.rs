@@ -26,6 +26,8 @@
 pub mod listing;
 pub mod machine;
 pub mod network;
+#[cfg(feature = "daemon")]
+pub mod resident;
 pub mod talk;
 
 use std::any::type_name;
