@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netns_policy::ask::{Answer, Ask};
 use netns_policy::changes::{Change, observed_names};
+use netns_policy::exposure::Way;
 use netns_policy::graph::{Edge, Origin, Outbound, Target};
 use netns_policy::observed::Observed;
 use netns_policy::plan::Step;
@@ -98,7 +99,8 @@ pub struct ExposureStatus {
     pub port: String,
     /// `onion`, `wireguard`, `clearnet`, `lan` or `port`.
     pub way: &'static str,
-    /// `not served` until there is a worker for this way.
+    /// `open` for `lan` and `port`, or `needs the daemon` with `relay = true`; `not served` until there is a worker for this
+    /// way.
     pub state: &'static str,
 }
 
@@ -123,13 +125,23 @@ impl Status {
                     service: exposure.service.to_string(),
                     port: exposure.port_name.to_string(),
                     way: exposure.way.word(),
-                    state: "not served",
+                    state: exposure_state(&exposure.way),
                 })
                 .collect(),
             asks: open_asks(&planned.checked.asks),
             drift: drift(planned),
             warnings: Vec::new(),
         }
+    }
+}
+
+/// The state of a way in: what is compiled is open as soon as it stands; what else there is has a worker that does not exist
+/// yet.
+pub fn exposure_state(way: &Way) -> &'static str {
+    match way {
+        Way::Lan { relay: None, .. } | Way::Port { relay: None, .. } => "open",
+        Way::Lan { .. } | Way::Port { .. } => "needs the daemon",
+        Way::Clearnet { .. } | Way::Onion { .. } | Way::WireGuard { .. } => "not served",
     }
 }
 

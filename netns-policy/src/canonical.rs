@@ -228,7 +228,9 @@ impl AllowGraph {
                         way["clients"] = names(clients.iter().map(|client| client.as_str()));
                     }
                 }
-                Way::Lan { external } | Way::Port { external } => way["ports"][external.to_string()] = port.into(),
+                Way::Lan { external, .. } | Way::Port { external, .. } => {
+                    way["ports"][external.to_string()] = port.into()
+                }
                 Way::WireGuard { peers } => {
                     let mut ports: BTreeSet<&str> = BTreeSet::from([port]);
                     let before = way["ports"].as_array().cloned().unwrap_or_default();

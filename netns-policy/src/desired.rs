@@ -250,7 +250,7 @@ fn routes(
     let mut routes: BTreeSet<Route> =
         pools.into_iter().flatten().map(|to| Route { to, mtu: None, source: source(to) }).collect();
     if let Place::Service(name) = place
-        && graph.service(name.as_str()).is_some_and(uses_uplink)
+        && graph.service(name.as_str()).is_some_and(|service| uses_uplink(graph, service))
     {
         let everywhere = pools.into_iter().flatten().map(everything_of_family);
         routes.extend(everywhere.map(|to| Route { to, mtu: Some(outer_mtu(host)), source: source(to) }));

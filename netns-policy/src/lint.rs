@@ -183,7 +183,7 @@ impl<'a> Lint<'a> {
     /// The certificate authority asks on port 80 for what http-01 puts there (RFC 8555, section 8.3).
     fn challenge_without_port(&mut self) {
         let exposures = self.graph.exposures();
-        let at_80 = exposures.iter().any(|exposure| matches!(exposure.way, Way::Port { external: 80 }));
+        let at_80 = exposures.iter().any(|exposure| matches!(exposure.way, Way::Port { external: 80, .. }));
         let asked =
             |way: &Way| matches!(way, Way::Clearnet { challenge: Some(challenge), .. } if challenge == "http-01");
         for exposure in exposures.iter().filter(|exposure| asked(&exposure.way) && !at_80) {

@@ -597,7 +597,7 @@ fn on_host(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexamp
     let own: Vec<&str> = [wire.as_str(), leg.as_str()].into_iter().chain(uplinks).collect();
     let mut room = Room::new("the table on the host".into(), rules, &own, &[GROUP])?;
     room.local = facts.host_local();
-    let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
+    let mut count = room.all(HookPoint::Prerouting, |from, _| facts.host_prerouting(from))?;
     count += room.all(HookPoint::Input, |from, _| facts.host_input(from))?;
     count += room.all(HookPoint::Forward, |from, by| facts.host_forward(from, by))?;
     count += room.all(HookPoint::Output, |by, _| facts.host_output(by))?;

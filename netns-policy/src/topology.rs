@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::graph::{AllowGraph, Dns};
+use crate::graph::{AllowGraph, Dns, Service};
 use crate::name::{LinkName, NetworkName, ServiceName};
 
 /// Somewhere a wire ends that is not the fabric.
@@ -19,7 +19,7 @@ pub enum Place {
     Host,
     /// A service's namespace.
     Service(ServiceName),
-    /// The gateway of `outbound = "direct"` and `"lan"`.
+    /// The gateway of `outbound = "direct"` and `"lan"`, and of the exposures `lan` and `port`.
     Uplink,
 }
 
@@ -82,15 +82,22 @@ pub fn is_netns_of(network: &NetworkName, netns: &str) -> bool {
     rest.is_some_and(|rest| rest.starts_with(['-', '+']))
 }
 
-/// Whether a service needs the uplink.
-pub fn uses_uplink(service: &crate::graph::Service) -> bool {
-    !service.outbound.stays_inside() || service.dns == Dns::Direct
+/// Whether a service needs the uplink: to go out, to ask a resolver there, or to answer who comes in by it.
+pub fn uses_uplink(graph: &AllowGraph, service: &Service) -> bool {
+    !service.outbound.stays_inside() || service.dns == Dns::Direct || answers_outside(graph, service)
+}
+
+/// Whether people outside reach a service itself by a port of the host, and so its answers have to find their way out.
+fn answers_outside(graph: &AllowGraph, service: &Service) -> bool {
+    let mut own = graph.exposures().iter().filter(|exposure| exposure.service == service.name);
+    own.any(|exposure| exposure.way.is_on_host() && exposure.way.relay().is_none())
 }
 
 /// Every place that has a wire under this policy.
 pub fn places(graph: &AllowGraph) -> BTreeSet<Place> {
     let mut places: BTreeSet<Place> = graph.services().map(|s| Place::Service(s.name.clone())).collect();
-    if graph.services().any(uses_uplink) {
+    let comes_in = graph.exposures().iter().any(|exposure| exposure.way.is_on_host());
+    if comes_in || graph.services().any(|service| uses_uplink(graph, service)) {
         places.insert(Place::Uplink);
     }
     if graph.uses_host() {

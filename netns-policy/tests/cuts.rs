@@ -109,7 +109,7 @@ fn openings(old: &Generation, new: &Generation, place: &Place) -> Vec<Opening> {
         .flat_map(|(from, to)| {
             let icmp = if from.is_ipv4() { 1 } else { 58 };
             let ports = PORTS.iter().flat_map(|port| [(6, *port), (17, *port)]).chain([(icmp, 0)]);
-            ports.map(move |(protocol, port)| Opening { from, to, protocol, port })
+            ports.map(move |(protocol, port)| Opening { from, to, protocol, port, server: (to, port) })
         })
         .collect()
 }
@@ -155,7 +155,7 @@ proptest! {
         for (own, far) in far.flat_map(|far: IpAddr| own.iter().map(move |own| (*own, far))) {
             for (from, to) in [(own, far), (far, own)] {
                 for (protocol, port) in [(6, 22), (6, 80), (6, 443), (17, 53), (17, 1000), (1, 0)] {
-                    let opening = Opening { from, to, protocol, port };
+                    let opening = Opening { from, to, protocol, port, server: (to, port) };
                     prop_assert!(!cuts.hits(&opening), "{:?}", opening);
                 }
             }
@@ -173,7 +173,8 @@ fn a_revoked_edge_is_cut_at_both_ends_and_another_on_the_same_pair_is_not() {
     };
     let (old, new) = (Made::of(&text("\"x\", \"y\"")), Made::of(&text("\"y\"")));
     let address = |name: &str| old.addresses.service(name).unwrap().v4.into();
-    let opening = |port| Opening { from: address("a"), to: address("b"), protocol: 6, port };
+    let opening =
+        |port| Opening { from: address("a"), to: address("b"), protocol: 6, port, server: (address("b"), port) };
     for name in ["a", "b"] {
         let place = Place::Service(name.parse().unwrap());
         let (before, after) = (&old.desired.locks[&place], &new.desired.locks[&place]);

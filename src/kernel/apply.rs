@@ -426,6 +426,7 @@ fn opening(flow: &Flow) -> Option<Opening> {
         to: flow.original.destination,
         protocol: flow.original.protocol,
         port: flow.original.destination_port(),
+        server: (flow.reply.source, flow.reply.source_port()),
     })
 }
 

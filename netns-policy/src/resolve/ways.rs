@@ -63,10 +63,10 @@ impl Ways<'_> {
             self.clearnet(service, clearnet);
         }
         for mapped in &service.expose.lan {
-            self.on_host(service, mapped, Way::Lan { external: mapped.external.value });
+            self.on_host(service, mapped, Way::Lan { external: mapped.external.value, relay: None });
         }
         for mapped in &service.expose.port {
-            self.on_host(service, mapped, Way::Port { external: mapped.external.value });
+            self.on_host(service, mapped, Way::Port { external: mapped.external.value, relay: None });
         }
     }
 

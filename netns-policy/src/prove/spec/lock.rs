@@ -1,6 +1,6 @@
 //! The second lock: what a service takes in, and what it lets out, whatever its wire brings or is sent.
 
-use super::{ESTABLISHED, Facts, LOOSE, RELATED, Right, Spec, echo_request, errors, states, to_ports};
+use super::{ESTABLISHED, Facts, LOOSE, RELATED, Right, Spec, echo_request, errors, states, to_port, to_ports};
 use crate::graph::{Dns, Service};
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
@@ -43,7 +43,18 @@ impl Facts<'_> {
         let mut spec = Spec::default();
         held(&mut spec);
         self.rights_to(place).for_each(|right| opened(right, Var::Saddr, |class| class, &mut spec));
+        self.entered(place, &mut spec);
         spec
+    }
+
+    /// New connections of who may come in by a port of the host.
+    fn entered(&self, place: &Place, spec: &mut Spec) {
+        let doors = self.doors().iter().filter(|door| door.to == *place);
+        for (door, ip) in doors.flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let Some(callers) = self.callers(door, ip) else { continue };
+            let call = states(&Class::every(ip).with(Var::Saddr, &callers), &[Ct::New]);
+            spec.must(Outcome::Accept, to_port(&call, door.protocol, door.port));
+        }
     }
 
     /// What a service sends by a link. With `dns = "tor"` the question to port 53 of the tor service goes to its port

@@ -1,12 +1,16 @@
 //! The first lock: what a wire may send, and into which wire it goes.
 
-use super::{Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_ports, goes_out, to_ports};
+use super::{
+    Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_port, from_ports, goes_out, to_port, to_ports,
+};
 use crate::graph::Service;
 use crate::port::Protocol;
 use crate::prove::class::{Class, Ip, Var};
 use crate::prove::machine::Outcome;
 use crate::prove::numbers::Numbers;
 use crate::topology::Place;
+
+const TCP: u128 = 6;
 
 /// Untagged, with whole addresses, and without a routing header.
 fn frames(ip: Ip) -> Class {
@@ -57,8 +61,12 @@ impl Facts<'_> {
             Place::Service(name) => {
                 let service = self.graph.service(name.as_str());
                 service.into_iter().for_each(|service| self.out(place, service, &mut spec));
+                self.answers_outside(place, &mut spec);
             }
-            Place::Uplink => self.graph.services().for_each(|service| self.in_again(service, &mut spec)),
+            Place::Uplink => {
+                self.graph.services().for_each(|service| self.in_again(service, &mut spec));
+                self.from_outside(&mut spec);
+            }
             Place::Host => {}
         }
         spec
@@ -155,7 +163,7 @@ impl Facts<'_> {
     /// From the gateway to a service.
     fn in_again(&self, service: &Service, spec: &mut Spec) {
         let place = Place::Service(service.name.clone());
-        let Some(to) = self.wire_of(&place).filter(|_| goes_out(service)) else { return };
+        let Some(to) = self.wire_of(&place).filter(|_| self.uses_gateway(service)) else { return };
         for ip in Ip::BOTH {
             let Some(own) = self.own(&place, ip) else { continue };
             let class = frames(ip).with(Var::Daddr, &Numbers::one(own));
@@ -170,6 +178,36 @@ impl Facts<'_> {
             let routers = super::whole(ip).without(&self.pool(ip));
             let routers = self.speaks(&Place::Uplink, ip).map_or(routers.clone(), |own| routers.or(&own));
             spec.must(to, errors(&unparted(&class)).with(Var::Saddr, &routers));
+        }
+    }
+
+    /// Who comes in by a port of the host, and so by the gateway. The panel asks who it is only as far as that it is nobody
+    /// of the pools: the gateway and the lock ask the rest.
+    fn from_outside(&self, spec: &mut Spec) {
+        for (door, ip) in self.doors().iter().flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(to), Some(own)) = (self.wire_of(&door.to), self.own(&door.to, ip)) else { continue };
+            let Some(callers) = self.callers(door, ip) else { continue };
+            let class = unparted(&frames(ip)).with(Var::Daddr, &Numbers::one(own));
+            let class = to_port(&class, door.protocol, door.port);
+            spec.must(to, class.with(Var::Saddr, &callers));
+            spec.may(to, class.with(Var::Saddr, &super::whole(ip).without(&self.pool(ip))));
+        }
+    }
+
+    /// The answers to who came in so, to the gateway: never a packet that opens a TCP connection.
+    fn answers_outside(&self, place: &Place, spec: &mut Spec) {
+        let Some(to) = self.wire_of(&Place::Uplink) else { return };
+        let doors = self.doors().iter().filter(|door| door.to == *place);
+        for (door, ip) in doors.flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(own), Some(callers)) = (self.own(place, ip), self.callers(door, ip)) else { continue };
+            let class = unparted(&frames(ip)).with(Var::Saddr, &Numbers::one(own));
+            let class = from_port(&class, door.protocol, door.port);
+            let class = match door.protocol {
+                TCP => class.with(Var::Len, &at_least(14)).with(Var::Flags, &no_opening()),
+                _ => class,
+            };
+            spec.must(to, class.with(Var::Daddr, &callers));
+            spec.may(to, class.with(Var::Daddr, &super::whole(ip).without(&self.pool(ip))));
         }
     }
 

@@ -9,6 +9,7 @@
 //!   one edge more or less is a constant number of elements.
 //! - No text of the operator becomes an identifier, except the network's name behind a prefix of ours.
 
+mod entrance;
 mod grant;
 mod host;
 mod lock;
@@ -68,6 +69,19 @@ impl Source<'_> {
     /// The panel: everything in the fabric.
     pub fn fabric(&self) -> Ruleset {
         panel::compile(self)
+    }
+
+    /// The pool of one version: its first and its last address.
+    fn pool(&self, v: vocabulary::Version) -> Option<outside::Range> {
+        match v {
+            vocabulary::Version::V4 => {
+                let pool = self.addresses.pool4();
+                Some((pool.network().into(), pool.broadcast().into()))
+            }
+            vocabulary::Version::V6 => {
+                self.addresses.pool6().map(|pool| (pool.network().into(), pool.broadcast().into()))
+            }
+        }
     }
 
     /// The resolvers that `dns = "direct"` ends at: those of the policy, else the host's.
