@@ -99,7 +99,7 @@ pub struct ExposureStatus {
     pub port: String,
     /// `onion`, `wireguard`, `clearnet`, `lan` or `port`.
     pub way: &'static str,
-    /// `open` for `lan` and `port`, or `needs the daemon` with `relay = true`; `not served` until there is a worker for this
+    /// `off` while `[expose] all = "off"` holds; else `open` for `lan` and `port`, or `needs the daemon` with `relay = true`; `not served` until there is a worker for this
     /// way.
     pub state: &'static str,
 }
@@ -119,13 +119,13 @@ impl Status {
                 .map(|service| OutboundStatus { from: service.name.to_string(), to: words(&service.outbound) })
                 .collect(),
             exposures: graph
-                .exposures()
+                .written_exposures()
                 .iter()
                 .map(|exposure| ExposureStatus {
                     service: exposure.service.to_string(),
                     port: exposure.port_name.to_string(),
                     way: exposure.way.word(),
-                    state: exposure_state(&exposure.way),
+                    state: if graph.exposes_nothing() { "off" } else { exposure_state(&exposure.way) },
                 })
                 .collect(),
             asks: open_asks(&planned.checked.asks),

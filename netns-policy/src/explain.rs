@@ -206,6 +206,9 @@ impl Question<'_> {
             .find(|exposure| *target == Target::Service(exposure.service.clone()) && self.is_asked(exposure.ports));
         match exposed {
             Some(exposure) => Answer::Yes(exposure_reach(exposure)),
+            None if self.graph.exposes_nothing() => {
+                self.no("every exposure is off: `[expose] all = \"off\"` is written".to_owned())
+            }
             None => self.no(format!("nothing exposes {} to {}", colon(self.to, self.port), self.from)),
         }
     }

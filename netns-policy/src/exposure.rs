@@ -37,7 +37,7 @@ pub enum Way {
         /// Port on the host.
         external: u16,
         /// Through the gateway `relay`, or straight to the service.
-        relay: Option<Relay>,
+        relay: Option<Handover>,
     },
     /// `expose.onion`: a Tor v3 onion service.
     Onion {
@@ -51,7 +51,7 @@ pub enum Way {
         /// Port on the host.
         external: u16,
         /// Through the gateway `relay`, or straight to the service.
-        relay: Option<Relay>,
+        relay: Option<Handover>,
     },
     /// `expose.wireguard`: peers in a tunnel.
     WireGuard {
@@ -62,7 +62,7 @@ pub enum Way {
 
 /// How a worker in the gateway `relay` hands a connection on (`relay = true`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Relay {
+pub enum Handover {
     /// As it is: the service sees the relay's address.
     Bare,
     /// Behind a header of the PROXY protocol, version 2, which names the client (`proxy = "v2"`).
@@ -76,7 +76,7 @@ impl Way {
     }
 
     /// How a relay hands its connections on; `None` where there is no relay between.
-    pub fn relay(&self) -> Option<Relay> {
+    pub fn relay(&self) -> Option<Handover> {
         match self {
             Self::Lan { relay, .. } | Self::Port { relay, .. } => *relay,
             Self::Clearnet { .. } | Self::Onion { .. } | Self::WireGuard { .. } => None,

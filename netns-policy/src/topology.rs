@@ -17,6 +17,8 @@ use crate::name::{LinkName, NetworkName, ServiceName};
 pub enum Place {
     /// The machine's own namespace.
     Host,
+    /// The gateway where workers hand on what comes in by exposures with `relay = true`.
+    Relay,
     /// A service's namespace.
     Service(ServiceName),
     /// The gateway of `outbound = "direct"` and `"lan"`, and of the exposures `lan` and `port`.
@@ -28,6 +30,7 @@ impl Place {
     pub fn netns(&self, network: &NetworkName) -> Option<String> {
         match self {
             Self::Host => None,
+            Self::Relay => Some(format!("{network}+relay")),
             Self::Service(name) => Some(format!("{network}-{name}")),
             Self::Uplink => Some(format!("{network}+uplink")),
         }
@@ -37,6 +40,7 @@ impl Place {
     pub fn long_name(&self) -> String {
         match self {
             Self::Host => "+host".into(),
+            Self::Relay => "+relay".into(),
             Self::Service(name) => name.to_string(),
             Self::Uplink => "+uplink".into(),
         }
@@ -51,7 +55,7 @@ impl Place {
     pub fn inner_link(&self, network: &NetworkName) -> LinkName {
         match self {
             Self::Host => LinkName::for_name(&format!("{network}+host")),
-            Self::Service(_) | Self::Uplink => LinkName::from_kernel("net0"),
+            Self::Relay | Self::Service(_) | Self::Uplink => LinkName::from_kernel("net0"),
         }
     }
 }
@@ -60,6 +64,8 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.pad("host"),
+            // `relay` may be the name of a service.
+            Self::Relay => f.pad("+relay"),
             Self::Service(name) => name.fmt(f),
             Self::Uplink => f.pad("uplink"),
         }
@@ -99,6 +105,9 @@ pub fn places(graph: &AllowGraph) -> BTreeSet<Place> {
     let comes_in = graph.exposures().iter().any(|exposure| exposure.way.is_on_host());
     if comes_in || graph.services().any(|service| uses_uplink(graph, service)) {
         places.insert(Place::Uplink);
+    }
+    if graph.exposures().iter().any(|exposure| exposure.way.relay().is_some()) {
+        places.insert(Place::Relay);
     }
     if graph.uses_host() {
         places.insert(Place::Host);

@@ -68,6 +68,7 @@ fn every_planted_mistake_is_refuted() {
         (planted::SMALL, &planted::MUTANTS[..]),
         (planted::LARGE, &large[..]),
         (planted::ENTERED, &planted::ENTRANCES[..]),
+        (planted::RELAYED, &planted::RELAYS[..]),
     ];
     for (text, mistakes) in all {
         let made = Made::of(text);

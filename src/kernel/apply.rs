@@ -483,6 +483,7 @@ fn places(fabric: &Netns) -> Result<BTreeMap<u32, Place>, KernelError> {
     let links = in_netns(fabric, "the fabric", |rtnl| rtnl.links())?;
     let place = |alias: &str| match alias.rsplit(':').next()? {
         "+host" => Some(Place::Host),
+        "+relay" => Some(Place::Relay),
         "+uplink" => Some(Place::Uplink),
         service => service.parse().ok().map(Place::Service),
     };
@@ -519,7 +520,7 @@ fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
 fn is_kept_down(linux: &Linux, place: Option<&Place>, index: u32) -> bool {
     match place {
         None => true,
-        Some(Place::Host | Place::Uplink) => false,
+        Some(Place::Host | Place::Relay | Place::Uplink) => false,
         Some(service) => {
             let end = inside(linux, service, move |rtnl| rtnl.link(index));
             !end.is_ok_and(|end| end.is_some_and(|end| end.up))

@@ -63,8 +63,8 @@ pub(super) struct Right {
     /// By version: the client's address and the one it calls.
     ends: Vec<(Ip, u128, u128)>,
     pub(super) ports: Ports,
-    /// Nobody is at the resolver's address, so nobody there answers an echo.
-    is_resolver: bool,
+    /// Nobody is at the resolver's address, so nobody there answers an echo; and a relay asks for none.
+    has_no_echo: bool,
 }
 
 /// What the promise is about.
@@ -168,7 +168,8 @@ impl<'a> Facts<'a> {
         let uplink = (comes_in || self.graph.services().any(goes_out)).then_some(Place::Uplink);
         let edges = self.graph.edges();
         let has_edge = edges.iter().any(|edge| edge.from == Origin::Host || edge.to == Target::Host);
-        services.chain(uplink).chain(has_edge.then_some(Place::Host)).collect()
+        let relays = self.doors.iter().any(|door| door.to == Place::Relay).then_some(Place::Relay);
+        services.chain(uplink).chain(relays).chain(has_edge.then_some(Place::Host)).collect()
     }
 
     /// The rights that start at `place`.
@@ -242,10 +243,9 @@ impl<'a> Facts<'a> {
         self.addresses.leg_gateway().iter().find(|address| ip_of(*address) == ip).map(number_of)
     }
 
-    /// Whether a service sends anything by the gateway: what is its own, or answers to who came in.
-    pub(super) fn uses_gateway(&self, service: &Service) -> bool {
-        let place = Place::Service(service.name.clone());
-        goes_out(service) || self.doors.iter().any(|door| door.to == place)
+    /// Whether somebody outside comes in to this place.
+    pub(super) fn is_entered(&self, place: &Place) -> bool {
+        self.doors.iter().any(|door| door.to == *place)
     }
 
     /// Every way out of a service, as destinations with what narrows them further.
@@ -304,7 +304,7 @@ fn rights<'a>(graph: &'a AllowGraph, plan: &'a AddressPlan) -> impl Iterator<Ite
             Target::Service(name) => Place::Service(name.clone()),
         };
         let ends = ends(plan.of(&from)?, plan.of(&to)?);
-        Some(Right { from, to, ends, ports: edge.ports, is_resolver: false })
+        Some(Right { from, to, ends, ports: edge.ports, has_no_echo: false })
     });
     let asking = graph.services().filter(|service| service.dns == Dns::Direct);
     let names = asking.flat_map(move |service| {
@@ -312,10 +312,16 @@ fn rights<'a>(graph: &'a AllowGraph, plan: &'a AddressPlan) -> impl Iterator<Ite
         let own = plan.of(&from);
         ["tcp:53", "udp:53"].into_iter().filter_map(move |ports| {
             let (ends, ports) = (ends(own?, plan.resolver()), ports.parse().expect("the constants are ports"));
-            Some(Right { from: from.clone(), to: Place::Uplink, ends, ports, is_resolver: true })
+            Some(Right { from: from.clone(), to: Place::Uplink, ends, ports, has_no_echo: true })
         })
     });
-    edges.chain(names)
+    let relayed = graph.exposures().iter().filter(|exposure| exposure.way.relay().is_some());
+    let relayed = relayed.filter_map(|exposure| {
+        let to = Place::Service(exposure.service.clone());
+        let ends = ends(plan.of(&Place::Relay)?, plan.of(&to)?);
+        Some(Right { from: Place::Relay, to, ends, ports: exposure.ports, has_no_echo: true })
+    });
+    edges.chain(names).chain(relayed)
 }
 
 fn doors(graph: &AllowGraph) -> Vec<Door> {
@@ -325,12 +331,11 @@ fn doors(graph: &AllowGraph) -> Vec<Door> {
             Way::Port { external, .. } => (false, external),
             _ => return None,
         };
-        Some(Door {
-            protocol: exposure.ports.protocol().number().into(),
-            outside: outside.into(),
-            to: Place::Service(exposure.service.clone()),
-            port: exposure.ports.lo().into(),
-            lan,
+        let protocol = exposure.ports.protocol().number().into();
+        let door = |to, port: u16| Door { protocol, outside: outside.into(), to, port: port.into(), lan };
+        Some(match exposure.way.relay() {
+            Some(_) => door(Place::Relay, outside),
+            None => door(Place::Service(exposure.service.clone()), exposure.ports.lo()),
         })
     });
     doors.collect()

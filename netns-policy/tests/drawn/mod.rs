@@ -58,6 +58,8 @@ pub struct Drawn {
     limited: bool,
     /// Ports that are exposed on the host: for the prefixes of `lan` only, or for everybody.
     exposed: Vec<(bool, usize)>,
+    /// Whether those of TCP are by a relay.
+    relayed: bool,
 }
 
 /// A policy, as drawn.
@@ -78,9 +80,9 @@ fn service() -> impl Strategy<Value = Drawn> {
     let edges = prop::collection::vec((0..NAMES.len(), 0..PORTS.len()), 0..4);
     let weighted = prop::bool::weighted;
     let exposed = prop::collection::vec((any::<bool>(), 0..EXPOSED.len()), 0..3);
-    let exposed = prop_oneof![3 => Just(Vec::new()), 2 => exposed];
+    let exposed = (prop_oneof![3 => Just(Vec::new()), 2 => exposed], weighted(0.4));
     (edges, any::<bool>(), weighted(0.2), 0..OUTBOUNDS.len(), 0usize..4, weighted(0.2), exposed).prop_map(
-        |(edges, tagged, to_tag, outbound, dns, limited, exposed)| Drawn {
+        |(edges, tagged, to_tag, outbound, dns, limited, (exposed, relayed))| Drawn {
             edges,
             tagged,
             to_tag,
@@ -88,6 +90,7 @@ fn service() -> impl Strategy<Value = Drawn> {
             dns,
             limited,
             exposed,
+            relayed,
         },
     )
 }
@@ -126,7 +129,9 @@ impl Drawn {
             }
             if !ports.is_empty() {
                 let word = if lan { "lan" } else { "port" };
-                writeln!(text, "expose.{word} = {{ ports = {{ {} }} }}", ports.join(", ")).unwrap();
+                let relayed = self.relayed && !ports.iter().any(|port| port.contains("dns"));
+                let relay = if relayed { ", relay = true, proxy = \"v2\"" } else { "" };
+                writeln!(text, "expose.{word} = {{ ports = {{ {} }}{relay} }}", ports.join(", ")).unwrap();
             }
         }
     }

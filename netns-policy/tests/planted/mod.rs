@@ -710,3 +710,68 @@ pub const ENTRANCES: [Mutant; 22] = [
         rules(lock(w, "bravo"), "output").insert(0, rule);
     }),
 ];
+
+/// Ways in by a relay.
+pub const RELAYED: &str = r#"
+schema = 1
+[network]
+name = "node"
+lan = ["192.168.1.0/24", "fd99::/64"]
+[service.bravo]
+ports = { web = "tcp:80", shut = "tcp:81" }
+expose.lan = { ports = { "8080" = "web" }, relay = true }
+[service.charlie]
+ports = { web = "tcp:80" }
+expose.port = { ports = { "8081" = "web" }, relay = true, proxy = "v2" }
+[service.delta]
+ports = { web = "tcp:80" }
+"#;
+
+/// One element more: the first one with another address in place of its own.
+fn one_more(table: &mut Table, set: &str, at: usize, address: &[u8]) {
+    let set = elements(table, set);
+    let (mut key, answer) = set.first_key_value().map(|(key, answer)| (key.clone(), answer.clone())).unwrap();
+    for bytes in [Some(&mut key.from), key.to.as_mut()].into_iter().flatten() {
+        bytes[at..at + address.len()].copy_from_slice(address);
+    }
+    set.insert(key, answer);
+}
+
+fn v4_of(w: &World, place: &str) -> Vec<u8> {
+    let own = w.places[place].addresses.iter().find_map(|address| match address {
+        std::net::IpAddr::V4(v4) => Some(v4.octets().to_vec()),
+        std::net::IpAddr::V6(_) => None,
+    });
+    own.unwrap()
+}
+
+/// Mistakes with them.
+pub const RELAYS: [Mutant; 10] = [
+    ("relay: its lock lets it call a service that is not exposed", |w| {
+        let delta = v4_of(w, "delta");
+        one_more(lock(w, "+relay"), "out4", 0, &delta);
+    }),
+    ("relay: its lock lets it call another port", |w| {
+        rekeyed(lock(w, "+relay"), "out4", |bytes, _| bytes[9] ^= 1);
+    }),
+    ("relay: its lock lets everything out", |w| open(lock(w, "+relay"), "output")),
+    ("relay: its lock takes everything in", |w| open(lock(w, "+relay"), "input")),
+    ("relay: its lock forgets who may come in", |w| from_everybody(lock(w, "+relay"), "exposed4")),
+    ("relay: the panel lets it call a service that is not exposed", |w| {
+        let (delta, wire) = (v4_of(w, "delta"), w.places["delta"].fabric_index.to_ne_bytes().to_vec());
+        one_more(panel(w), "edges4", 8, &delta);
+        elements(panel(w), "edges4").iter_mut().filter(|(key, _)| key.from[8..12] == delta).for_each(|(_, answer)| {
+            *answer = Some(wire.clone());
+        });
+    }),
+    ("relay: it may not call who is exposed", |w| drop(elements(panel(w), "edges6").pop_first())),
+    ("relay: the service does not take it in", |w| elements(lock(w, "bravo"), "in4").clear()),
+    ("relay: people outside come in past it", |w| {
+        let (bravo, relay) = (w.places["bravo"].fabric_index, w.places["+relay"].fabric_index);
+        let (relay, wire) = (relay.to_ne_bytes().to_vec(), bravo.to_ne_bytes().to_vec());
+        for answer in elements(panel(w), "exposed4").values_mut().filter(|answer| **answer == Some(relay.clone())) {
+            *answer = Some(wire.clone());
+        }
+    }),
+    ("relay: errors from outside do not reach it", |w| elements(panel(w), "errors_back4").clear()),
+];

@@ -25,7 +25,7 @@ pub(super) fn opened(right: &Right, peer: Var, within: impl Fn(Class) -> Class, 
         let address = if peer == Var::Saddr { client } else { server };
         let class = Class::every(*ip).with(peer, &Numbers::one(*address));
         spec.must(Outcome::Accept, within(states(&to_ports(&class, right.ports), &[Ct::New])));
-        if !right.is_resolver {
+        if !right.has_no_echo {
             let echo = echo_request(&class);
             spec.must(Outcome::Accept, within(states(&echo, &[Ct::New])));
             spec.must(Outcome::Accept, states(&echo, &ESTABLISHED));
@@ -55,6 +55,17 @@ impl Facts<'_> {
             let call = states(&Class::every(ip).with(Var::Saddr, &callers), &[Ct::New]);
             spec.must(Outcome::Accept, to_port(&call, door.protocol, door.port));
         }
+    }
+
+    /// What the relay sends by a link: along its rights and no other way, and answers.
+    pub(in crate::prove) fn relay_output(&self, by: &Link) -> Spec {
+        if by.index == LO {
+            return Spec::everything();
+        }
+        let mut spec = Spec::default();
+        held(&mut spec);
+        self.rights_from(&Place::Relay).for_each(|right| opened(right, Var::Daddr, |class| class, &mut spec));
+        spec
     }
 
     /// What a service sends by a link. With `dns = "tor"` the question to port 53 of the tor service goes to its port

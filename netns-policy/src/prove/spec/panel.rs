@@ -63,9 +63,11 @@ impl Facts<'_> {
                 service.into_iter().for_each(|service| self.out(place, service, &mut spec));
                 self.answers_outside(place, &mut spec);
             }
+            Place::Relay => self.answers_outside(place, &mut spec),
             Place::Uplink => {
                 self.graph.services().for_each(|service| self.in_again(service, &mut spec));
-                self.from_outside(&mut spec);
+                self.calls_from_outside(&mut spec);
+                self.errors_from_outside(&mut spec);
             }
             Place::Host => {}
         }
@@ -82,7 +84,7 @@ impl Facts<'_> {
         for (ip, client, server) in &right.ends {
             let class = between(&unparted(&frames(*ip)), *client, *server);
             spec.must(to, to_ports(&class, right.ports));
-            if !right.is_resolver {
+            if !right.has_no_echo {
                 spec.must(to, echo_request(&class));
             }
         }
@@ -99,7 +101,7 @@ impl Facts<'_> {
                 Protocol::Udp => answers,
             };
             spec.must(to, answers);
-            if !right.is_resolver {
+            if !right.has_no_echo {
                 spec.must(to, echo_reply(&class));
             }
         }
@@ -163,7 +165,7 @@ impl Facts<'_> {
     /// From the gateway to a service.
     fn in_again(&self, service: &Service, spec: &mut Spec) {
         let place = Place::Service(service.name.clone());
-        let Some(to) = self.wire_of(&place).filter(|_| self.uses_gateway(service)) else { return };
+        let Some(to) = self.wire_of(&place).filter(|_| goes_out(service)) else { return };
         for ip in Ip::BOTH {
             let Some(own) = self.own(&place, ip) else { continue };
             let class = frames(ip).with(Var::Daddr, &Numbers::one(own));
@@ -174,16 +176,27 @@ impl Facts<'_> {
                 };
                 self.way(&class, Var::Saddr, &way, to, spec);
             }
-            // Of whatever router; of the pool's addresses the gateway's own alone.
-            let routers = super::whole(ip).without(&self.pool(ip));
-            let routers = self.speaks(&Place::Uplink, ip).map_or(routers.clone(), |own| routers.or(&own));
-            spec.must(to, errors(&unparted(&class)).with(Var::Saddr, &routers));
+        }
+    }
+
+    /// Errors from outside to whoever has flows with it, of whatever router; of the pool's addresses the gateway's own alone.
+    fn errors_from_outside(&self, spec: &mut Spec) {
+        let services = self.graph.services().map(|service| (Place::Service(service.name.clone()), goes_out(service)));
+        for (place, goes_out) in services.chain([(Place::Relay, false)]) {
+            let Some(to) = self.wire_of(&place).filter(|_| goes_out || self.is_entered(&place)) else { continue };
+            for ip in Ip::BOTH {
+                let Some(own) = self.own(&place, ip) else { continue };
+                let class = frames(ip).with(Var::Daddr, &Numbers::one(own));
+                let routers = super::whole(ip).without(&self.pool(ip));
+                let routers = self.speaks(&Place::Uplink, ip).map_or(routers.clone(), |own| routers.or(&own));
+                spec.must(to, errors(&unparted(&class)).with(Var::Saddr, &routers));
+            }
         }
     }
 
     /// Who comes in by a port of the host, and so by the gateway. The panel asks who it is only as far as that it is nobody
     /// of the pools: the gateway and the lock ask the rest.
-    fn from_outside(&self, spec: &mut Spec) {
+    fn calls_from_outside(&self, spec: &mut Spec) {
         for (door, ip) in self.doors().iter().flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
             let (Some(to), Some(own)) = (self.wire_of(&door.to), self.own(&door.to, ip)) else { continue };
             let Some(callers) = self.callers(door, ip) else { continue };

@@ -37,14 +37,18 @@ pub(super) struct Entrance {
 pub(super) fn entrances(source: &Source) -> Vec<Entrance> {
     let all = source.graph.exposures().iter().filter_map(|exposure| {
         let (Way::Lan { external, .. } | Way::Port { external, .. }) = exposure.way else { return None };
-        let to = Place::Service(exposure.service.clone());
+        // The relay is called at the port that is called outside, and calls the service's own.
+        let (to, port) = match exposure.way.relay() {
+            Some(_) => (Place::Relay, external),
+            None => (Place::Service(exposure.service.clone()), exposure.ports.lo()),
+        };
         Some(Entrance {
             lan: matches!(exposure.way, Way::Lan { .. }),
             protocol: exposure.ports.protocol(),
             outside: external,
             to_addresses: source.addresses.of(&to)?,
             to,
-            port: exposure.ports.lo(),
+            port,
         })
     });
     all.collect()

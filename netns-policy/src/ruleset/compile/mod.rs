@@ -128,9 +128,10 @@ impl Source<'_> {
         match place {
             Place::Host => host::compile(self, grants),
             Place::Service(name) => match self.graph.service(name.as_str()) {
-                Some(service) => lock::compile(self, service, grants),
+                Some(service) => lock::compile(self, place, Some(service), grants),
                 None => Ruleset::default(),
             },
+            Place::Relay => lock::compile(self, place, None, grants),
             Place::Uplink => uplink::compile(self),
         }
     }

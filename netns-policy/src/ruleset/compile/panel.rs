@@ -304,6 +304,7 @@ impl Elements<'_> {
             let end = |index| entrance.fill(key().iface(index).addr(address), entrance.port).exact();
             self.put(v.named("exposed"), end(uplink), Some(wire));
             self.put(v.named("exposed_back"), end(wire), Some(uplink));
+            self.put(v.named("errors_back"), key().iface(uplink).addr(address).exact(), Some(wire));
         }
     }
 

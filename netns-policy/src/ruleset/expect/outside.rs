@@ -188,11 +188,11 @@ impl<'a> Premises<'a> {
         service.dns == Dns::Direct && class.port == 53 && self.resolver(class.remote).is_some()
     }
 
-    /// Whether `from` may come in to `port` of the service by a port of the host, and by which.
+    /// Whether `from` may come in to `port` of the service itself by a port of the host, and by which.
     pub fn entrance(&self, service: &Service, from: IpAddr, protocol: Protocol, port: u16) -> Option<u16> {
         let here = |exposure: &&Exposure| exposure.service == service.name && exposure.ports.covers(protocol, port);
         self.graph.exposures().iter().filter(here).find_map(|exposure| match exposure.way {
-            _ if self.is_pooled(from) => None,
+            _ if self.is_pooled(from) || exposure.way.relay().is_some() => None,
             Way::Lan { external, .. } if self.is_lan(from) => Some(external),
             Way::Port { external, .. } => Some(external),
             _ => None,
