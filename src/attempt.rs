@@ -236,6 +236,8 @@ fn is_allowed(
     let target = match to {
         Place::Service(name) => Target::Service(name.clone()),
         Place::Host => Target::Host,
+        // Nobody can ask for it: it has no name of its own.
+        Place::Relay => return false,
         Place::Uplink => {
             // The explanation knows every way out.
             let port = format!("{protocol}:{port}");

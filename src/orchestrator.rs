@@ -508,7 +508,8 @@ impl Orchestrator {
 
     fn notes(&self, planned: &Planned) -> Vec<Note> {
         let graph = &planned.checked.graph;
-        let exposures = graph.exposures().iter().map(|exposure| Note::NotServed { exposure: exposure.to_string() });
+        let unserved = graph.exposures().iter().filter(|exposure| !exposure.way.is_on_host());
+        let exposures = unserved.map(|exposure| Note::NotServed { exposure: exposure.to_string() });
         exposures.chain(crate::uplink::notes(planned, &self.options.netns)).collect()
     }
 }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netns_policy::ask::{Answer, Ask};
 use netns_policy::changes::{Change, observed_names};
+use netns_policy::exposure::Way;
 use netns_policy::graph::{Edge, Origin, Outbound, Target};
 use netns_policy::observed::Observed;
 use netns_policy::plan::Step;
@@ -129,7 +130,8 @@ pub struct ExposureStatus {
     pub port: String,
     /// `onion`, `wireguard`, `clearnet`, `lan` or `port`.
     pub way: &'static str,
-    /// `not served` until there is a worker for this way.
+    /// `off` while `[expose] all = "off"` holds; else `open` for `lan` and `port`, or `needs the daemon` with `relay = true`; `not served` until there is a worker for this
+    /// way.
     pub state: &'static str,
 }
 
@@ -148,13 +150,13 @@ impl Status {
                 .map(|service| OutboundStatus { from: service.name.to_string(), to: words(&service.outbound) })
                 .collect(),
             exposures: graph
-                .exposures()
+                .written_exposures()
                 .iter()
                 .map(|exposure| ExposureStatus {
                     service: exposure.service.to_string(),
                     port: exposure.port_name.to_string(),
                     way: exposure.way.word(),
-                    state: "not served",
+                    state: if graph.exposes_nothing() { "off" } else { exposure_state(&exposure.way) },
                 })
                 .collect(),
             asks: open_asks(&planned.checked.asks),
@@ -165,6 +167,16 @@ impl Status {
             drift: drift(planned),
             warnings: Vec::new(),
         }
+    }
+}
+
+/// The state of a way in: what is compiled is open as soon as it stands; what else there is has a worker that does not exist
+/// yet.
+pub fn exposure_state(way: &Way) -> &'static str {
+    match way {
+        Way::Lan { relay: None, .. } | Way::Port { relay: None, .. } => "open",
+        Way::Lan { .. } | Way::Port { .. } => "needs the daemon",
+        Way::Clearnet { .. } | Way::Onion { .. } | Way::WireGuard { .. } => "not served",
     }
 }
 

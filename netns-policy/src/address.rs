@@ -255,6 +255,7 @@ enum Own {
     LegHost = 3,
     LegGateway = 4,
     Resolver = 5,
+    Relay = 6,
 }
 
 impl AddressPlan {
@@ -320,6 +321,7 @@ impl AddressPlan {
     pub fn of(&self, place: &Place) -> Option<Addresses> {
         match place {
             Place::Host => Some(self.own(Own::Host)),
+            Place::Relay => Some(self.own(Own::Relay)),
             Place::Service(name) => self.service(name.as_str()),
             Place::Uplink => Some(self.own(Own::Uplink)),
         }

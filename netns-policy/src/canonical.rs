@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::exposure::Way;
+use crate::exposure::{Handover, Way};
 use crate::graph::{AllowGraph, Cause, Denied, Dns, Edge, Origin, Outbound, Service, Target};
 use crate::name::{PortName, ServiceName};
 use crate::never::{Expectation, Goal, Never, Start};
@@ -98,7 +98,7 @@ impl AllowGraph {
         nevers.sort_by_key(spelled);
         let mut tests: Vec<Value> = graph.written.tests.iter().map(test_value).collect();
         tests.sort_by_key(spelled);
-        json!({
+        let mut value = json!({
             "schema": 1,
             "network": graph.network_value(),
             "defaults": {
@@ -110,7 +110,11 @@ impl AllowGraph {
             "peer": graph.peers_value(),
             "never": nevers,
             "test": tests,
-        })
+        });
+        if graph.exposes_nothing {
+            value["expose"] = json!({ "all": "off" });
+        }
+        value
     }
 
     fn network_value(&self) -> Value {
@@ -228,7 +232,15 @@ impl AllowGraph {
                         way["clients"] = names(clients.iter().map(|client| client.as_str()));
                     }
                 }
-                Way::Lan { external } | Way::Port { external } => way["ports"][external.to_string()] = port.into(),
+                Way::Lan { external, relay } | Way::Port { external, relay } => {
+                    way["ports"][external.to_string()] = port.into();
+                    if relay.is_some() {
+                        way["relay"] = true.into();
+                    }
+                    if *relay == Some(Handover::ProxyV2) {
+                        way["proxy"] = "v2".into();
+                    }
+                }
                 Way::WireGuard { peers } => {
                     let mut ports: BTreeSet<&str> = BTreeSet::from([port]);
                     let before = way["ports"].as_array().cloned().unwrap_or_default();

@@ -20,6 +20,8 @@ pub struct Opening {
     pub protocol: u8,
     /// Destination port; 0 for protocols without.
     pub port: u16,
+    /// Who answers, and from which port: destination and port behind any translation.
+    pub server: (IpAddr, u16),
 }
 
 /// A right in one lock, as a shape of connections.
@@ -31,6 +33,8 @@ struct Right {
     ports: Option<(u16, u16)>,
     /// Destinations to which it does not extend.
     except: Vec<(IpAddr, IpAddr)>,
+    /// Destination and ports are those behind a translation.
+    translated: bool,
 }
 
 /// The connections to end in one namespace.
@@ -73,10 +77,11 @@ impl Right {
         let within = |range: &Option<(IpAddr, IpAddr)>, address: IpAddr| {
             range.is_none_or(|(lo, hi)| lo.is_ipv4() == address.is_ipv4() && (lo..=hi).contains(&address))
         };
+        let (to, port) = if self.translated { opening.server } else { (opening.to, opening.port) };
         within(&self.from, opening.from)
-            && within(&self.to, opening.to)
+            && within(&self.to, to)
             && self.protocol.is_none_or(|protocol| protocol == opening.protocol)
-            && self.ports.is_none_or(|(lo, hi)| (lo..=hi).contains(&opening.port))
+            && self.ports.is_none_or(|(lo, hi)| (lo..=hi).contains(&port))
             && !self.except.iter().any(|range| within(&Some(*range), opening.to))
     }
 }
@@ -87,11 +92,12 @@ fn rights(place: &Place, name: &str, set: &Set, lock: &Ruleset) -> Vec<Right> {
     let connection = matches!(stem, "in" | "in_ranges" | "in_echo" | "out" | "out_ranges" | "out_echo");
     let outside = matches!(stem, "direct" | "direct_ports" | "lan" | "reach" | "resolvers");
     // On the host, `lan` is no right of the host's own connections.
-    let gives = connection || (outside && *place != Place::Host);
+    let enters = stem == "exposed";
+    let gives = connection || enters || (outside && *place != Place::Host);
     if !gives {
         return Vec::new();
     }
-    let from_first = stem.starts_with("in") || *place == Place::Uplink;
+    let from_first = stem.starts_with("in") || enters || *place == Place::Uplink;
     let echo = stem.ends_with("_echo");
     let own = set.elements.keys().map(|key| right(set, key, from_first, echo));
     match stem {
@@ -101,6 +107,7 @@ fn rights(place: &Place, name: &str, set: &Set, lock: &Ruleset) -> Vec<Right> {
             own.flat_map(asked).map(|right| Right { ports: Some((53, 53)), ..right }).collect()
         }
         "direct" => own.map(|right| public(right, name, lock)).collect(),
+        "exposed" => own.map(|right| Right { translated: true, ..right }).collect(),
         _ => own.collect(),
     }
 }

@@ -249,9 +249,13 @@ fn routes(
     let source = |to: IpNetwork| own.iter().find(|address| address.is_ipv4() == to.is_ipv4());
     let mut routes: BTreeSet<Route> =
         pools.into_iter().flatten().map(|to| Route { to, mtu: None, source: source(to) }).collect();
-    if let Place::Service(name) = place
-        && graph.service(name.as_str()).is_some_and(uses_uplink)
-    {
+    let leaves = match place {
+        Place::Service(name) => graph.service(name.as_str()).is_some_and(|service| uses_uplink(graph, service)),
+        // It answers who came in.
+        Place::Relay => true,
+        Place::Host | Place::Uplink => false,
+    };
+    if leaves {
         let everywhere = pools.into_iter().flatten().map(everything_of_family);
         routes.extend(everywhere.map(|to| Route { to, mtu: Some(outer_mtu(host)), source: source(to) }));
     }

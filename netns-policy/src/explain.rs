@@ -57,14 +57,14 @@ pub struct Reach {
     /// What made it, where it is not written for exactly this: `connect."@chain"`, `outbound = "tor"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub through: Option<String>,
-    /// Whether it is a way in from outside.
+    /// How it leads in from outside, if it does.
     #[serde(skip)]
-    pub is_way_in: bool,
+    pub way_in: Option<Way>,
 }
 
 impl Reach {
     fn new(what: impl Into<String>, at: Option<Location>) -> Self {
-        Self { what: what.into(), at, through: None, is_way_in: false }
+        Self { what: what.into(), at, through: None, way_in: None }
     }
 }
 
@@ -206,6 +206,9 @@ impl Question<'_> {
             .find(|exposure| *target == Target::Service(exposure.service.clone()) && self.is_asked(exposure.ports));
         match exposed {
             Some(exposure) => Answer::Yes(exposure_reach(exposure)),
+            None if self.graph.exposes_nothing() => {
+                self.no("every exposure is off: `[expose] all = \"off\"` is written".to_owned())
+            }
             None => self.no(format!("nothing exposes {} to {}", colon(self.to, self.port), self.from)),
         }
     }
@@ -344,10 +347,10 @@ impl Question<'_> {
             }
             (start, Goal::Inside(Target::Service(service))) => {
                 let way = match start {
-                    Start::Lan => Way::Lan { external: 1 },
+                    Start::Lan => Way::Lan { external: 1, relay: None },
                     Start::Peer(peer) => Way::WireGuard { peers: [peer.clone()].into() },
                     Start::Peers => Way::WireGuard { peers: graph.peers.keys().cloned().collect() },
-                    _ => Way::Port { external: 1 },
+                    _ => Way::Port { external: 1, relay: None },
                 };
                 let named = self.graph.service(service.as_str())?.ports.iter().find(|(_, own)| **own == ports);
                 let port_name = named.map(|(name, _)| name.clone()).or_else(|| PortName::from_str("new").ok())?;
@@ -394,12 +397,12 @@ fn edge_reach(edge: &Edge) -> Reach {
         Cause::Tag(tag) => Some(format!("connect.\"@{tag}\"")),
         Cause::Tor => Some("`tor` in `outbound` or `dns`".to_owned()),
     };
-    Reach { what: edge.to_string(), at: Some(edge.at.clone()), through, is_way_in: false }
+    Reach { what: edge.to_string(), at: Some(edge.at.clone()), through, way_in: None }
 }
 
 fn exposure_reach(exposure: &Exposure) -> Reach {
     let what = format!("{exposure}{}", reach::people(exposure));
-    Reach { is_way_in: true, ..Reach::new(what, Some(exposure.at.clone())) }
+    Reach { way_in: Some(exposure.way.clone()), ..Reach::new(what, Some(exposure.at.clone())) }
 }
 
 /// Each way out: `wan` or `lan`, and the same with prefix and ports.

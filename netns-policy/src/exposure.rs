@@ -36,6 +36,8 @@ pub enum Way {
     Lan {
         /// Port on the host.
         external: u16,
+        /// Through the gateway `relay`, or straight to the service.
+        relay: Option<Handover>,
     },
     /// `expose.onion`: a Tor v3 onion service.
     Onion {
@@ -48,6 +50,8 @@ pub enum Way {
     Port {
         /// Port on the host.
         external: u16,
+        /// Through the gateway `relay`, or straight to the service.
+        relay: Option<Handover>,
     },
     /// `expose.wireguard`: peers in a tunnel.
     WireGuard {
@@ -56,11 +60,33 @@ pub enum Way {
     },
 }
 
+/// How a worker in the gateway `relay` hands a connection on (`relay = true`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Handover {
+    /// As it is: the service sees the relay's address.
+    Bare,
+    /// Behind a header of the PROXY protocol, version 2, which names the client (`proxy = "v2"`).
+    ProxyV2,
+}
+
 impl Way {
+    /// Whether it is a port of the host: `lan` or `port`.
+    pub fn is_on_host(&self) -> bool {
+        matches!(self, Self::Lan { .. } | Self::Port { .. })
+    }
+
+    /// How a relay hands its connections on; `None` where there is no relay between.
+    pub fn relay(&self) -> Option<Handover> {
+        match self {
+            Self::Lan { relay, .. } | Self::Port { relay, .. } => *relay,
+            Self::Clearnet { .. } | Self::Onion { .. } | Self::WireGuard { .. } => None,
+        }
+    }
+
     /// The port outside, for ways that have one of their own.
     pub fn external(&self) -> Option<u16> {
         match self {
-            Self::Lan { external } | Self::Onion { external, .. } | Self::Port { external } => Some(*external),
+            Self::Lan { external, .. } | Self::Onion { external, .. } | Self::Port { external, .. } => Some(*external),
             Self::Clearnet { .. } | Self::WireGuard { .. } => None,
         }
     }

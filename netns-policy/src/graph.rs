@@ -312,6 +312,7 @@ pub struct AllowGraph {
     pub(crate) peers: BTreeMap<PeerName, Peer>,
     pub(crate) edges: Vec<Edge>,
     pub(crate) exposures: Vec<Exposure>,
+    pub(crate) exposes_nothing: bool,
     pub(crate) written: Written,
 }
 
@@ -373,9 +374,19 @@ impl AllowGraph {
         &all[first..first + count]
     }
 
-    /// Every way in from outside, ordered by service.
+    /// Every way in from outside, ordered by service; none where `[expose] all = "off"` closes them all.
     pub fn exposures(&self) -> &[Exposure] {
+        if self.exposes_nothing { &[] } else { &self.exposures }
+    }
+
+    /// Every way in that is written, open or not, ordered by service.
+    pub fn written_exposures(&self) -> &[Exposure] {
         &self.exposures
+    }
+
+    /// Whether `[expose] all = "off"` closes every way in.
+    pub fn exposes_nothing(&self) -> bool {
+        self.exposes_nothing
     }
 
     /// The edge that lets `from` open a connection to `port` of `to`, if there is one.

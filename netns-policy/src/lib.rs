@@ -91,6 +91,7 @@ pub mod plan;
 pub mod port;
 pub mod prove;
 pub mod reach;
+pub mod relay;
 mod resolve;
 pub mod ruleset;
 pub mod schema;

@@ -67,7 +67,7 @@ impl<'a> Lint<'a> {
 
     fn isolated(&mut self) {
         let mut used: BTreeSet<&ServiceName> =
-            self.graph.exposures().iter().map(|exposure| &exposure.service).collect();
+            self.graph.written_exposures().iter().map(|exposure| &exposure.service).collect();
         for edge in self.graph.edges() {
             used.extend(origin_name(edge).into_iter().chain(target_name(edge)));
         }
@@ -85,7 +85,7 @@ impl<'a> Lint<'a> {
     }
 
     fn linked_onions(&mut self) {
-        let onions = self.graph.exposures().iter().filter(|exposure| matches!(exposure.way, Way::Onion { .. }));
+        let onions = self.graph.written_exposures().iter().filter(|exposure| matches!(exposure.way, Way::Onion { .. }));
         let direct = |exposure: &&Exposure| {
             self.graph.service(exposure.service.as_str()).is_some_and(|s| s.outbound.reaches_wan())
         };
@@ -121,7 +121,8 @@ impl<'a> Lint<'a> {
             let message = format!("`lan` means nothing here, so {} reaches nothing by it", service.name);
             self.warn("W0810", at, message, "say what it means: `lan = [\"192.168.1.0/24\"]` in `[network]`");
         }
-        for exposure in self.graph.exposures().iter().filter(|exposure| matches!(exposure.way, Way::Lan { .. })) {
+        for exposure in self.graph.written_exposures().iter().filter(|exposure| matches!(exposure.way, Way::Lan { .. }))
+        {
             let message = format!("`lan` means nothing here, so nobody reaches {} by it", exposure.service);
             self.warn("W0810", &exposure.at, message, "say what it means: `lan = [\"192.168.1.0/24\"]` in `[network]`");
         }
@@ -182,8 +183,8 @@ impl<'a> Lint<'a> {
 
     /// The certificate authority asks on port 80 for what http-01 puts there (RFC 8555, section 8.3).
     fn challenge_without_port(&mut self) {
-        let exposures = self.graph.exposures();
-        let at_80 = exposures.iter().any(|exposure| matches!(exposure.way, Way::Port { external: 80 }));
+        let exposures = self.graph.written_exposures();
+        let at_80 = exposures.iter().any(|exposure| matches!(exposure.way, Way::Port { external: 80, .. }));
         let asked =
             |way: &Way| matches!(way, Way::Clearnet { challenge: Some(challenge), .. } if challenge == "http-01");
         for exposure in exposures.iter().filter(|exposure| asked(&exposure.way) && !at_80) {

@@ -110,7 +110,7 @@ pub fn prove(
     for place in desired.wires.keys() {
         let rules = desired.locks.get(place).unwrap_or(&none);
         match place {
-            Place::Service(_) => proof.locks += lock(&facts, place, rules)?,
+            Place::Relay | Place::Service(_) => proof.locks += lock(&facts, place, rules)?,
             Place::Uplink => proof.gateway += gateway(&facts, rules)?,
             Place::Host => {}
         }
@@ -567,14 +567,19 @@ fn name_of(data: &[u8]) -> Option<String> {
 }
 
 fn lock(facts: &Facts<'_>, place: &Place, rules: &Ruleset) -> Result<usize, Box<Counterexample>> {
-    let Place::Service(name) = place else { return Ok(0) };
-    let Some(service) = facts.graph.service(name.as_str()) else { return Ok(0) };
+    let service = match place {
+        Place::Service(name) => facts.graph.service(name.as_str()),
+        _ => None,
+    };
     let mut room = Room::new(format!("the lock of {place}"), rules, &["net0"], &[])?;
-    room.machine.limits = service.limits;
+    room.machine.limits = service.map(|service| service.limits).unwrap_or_default();
     let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
     count += room.all(HookPoint::Input, |from, _| facts.input(place, from))?;
     count += room.all(HookPoint::Forward, |_, _| Spec::default())?;
-    count += room.all(HookPoint::Output, |by, _| facts.output(service, by))?;
+    count += room.all(HookPoint::Output, |by, _| match service {
+        Some(service) => facts.output(service, by),
+        None => facts.relay_output(by),
+    })?;
     count += room.all(HookPoint::Postrouting, |_, _| Spec::everything())?;
     Ok(count)
 }
@@ -597,7 +602,7 @@ fn on_host(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexamp
     let own: Vec<&str> = [wire.as_str(), leg.as_str()].into_iter().chain(uplinks).collect();
     let mut room = Room::new("the table on the host".into(), rules, &own, &[GROUP])?;
     room.local = facts.host_local();
-    let mut count = room.all(HookPoint::Prerouting, |_, _| Spec::everything())?;
+    let mut count = room.all(HookPoint::Prerouting, |from, _| facts.host_prerouting(from))?;
     count += room.all(HookPoint::Input, |from, _| facts.host_input(from))?;
     count += room.all(HookPoint::Forward, |from, by| facts.host_forward(from, by))?;
     count += room.all(HookPoint::Output, |by, _| facts.host_output(by))?;

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::graph::{AllowGraph, Dns};
+use crate::graph::{AllowGraph, Dns, Service};
 use crate::name::{LinkName, NetworkName, ServiceName};
 
 /// Somewhere a wire ends that is not the fabric.
@@ -17,9 +17,11 @@ use crate::name::{LinkName, NetworkName, ServiceName};
 pub enum Place {
     /// The machine's own namespace.
     Host,
+    /// The gateway where workers hand on what comes in by exposures with `relay = true`.
+    Relay,
     /// A service's namespace.
     Service(ServiceName),
-    /// The gateway of `outbound = "direct"` and `"lan"`.
+    /// The gateway of `outbound = "direct"` and `"lan"`, and of the exposures `lan` and `port`.
     Uplink,
 }
 
@@ -28,6 +30,7 @@ impl Place {
     pub fn netns(&self, network: &NetworkName) -> Option<String> {
         match self {
             Self::Host => None,
+            Self::Relay => Some(format!("{network}+relay")),
             Self::Service(name) => Some(format!("{network}-{name}")),
             Self::Uplink => Some(format!("{network}+uplink")),
         }
@@ -37,6 +40,7 @@ impl Place {
     pub fn long_name(&self) -> String {
         match self {
             Self::Host => "+host".into(),
+            Self::Relay => "+relay".into(),
             Self::Service(name) => name.to_string(),
             Self::Uplink => "+uplink".into(),
         }
@@ -46,6 +50,7 @@ impl Place {
     pub fn from_long_name(name: &str) -> Option<Self> {
         match name {
             "+host" => Some(Self::Host),
+            "+relay" => Some(Self::Relay),
             "+uplink" => Some(Self::Uplink),
             service => service.parse().ok().map(Self::Service),
         }
@@ -60,7 +65,7 @@ impl Place {
     pub fn inner_link(&self, network: &NetworkName) -> LinkName {
         match self {
             Self::Host => LinkName::for_name(&format!("{network}+host")),
-            Self::Service(_) | Self::Uplink => LinkName::from_kernel("net0"),
+            Self::Relay | Self::Service(_) | Self::Uplink => LinkName::from_kernel("net0"),
         }
     }
 }
@@ -69,6 +74,8 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.pad("host"),
+            // `relay` may be the name of a service.
+            Self::Relay => f.pad("+relay"),
             Self::Service(name) => name.fmt(f),
             Self::Uplink => f.pad("uplink"),
         }
@@ -91,16 +98,26 @@ pub fn is_netns_of(network: &NetworkName, netns: &str) -> bool {
     rest.is_some_and(|rest| rest.starts_with(['-', '+']))
 }
 
-/// Whether a service needs the uplink.
-pub fn uses_uplink(service: &crate::graph::Service) -> bool {
-    !service.outbound.stays_inside() || service.dns == Dns::Direct
+/// Whether a service needs the uplink: to go out, to ask a resolver there, or to answer who comes in by it.
+pub fn uses_uplink(graph: &AllowGraph, service: &Service) -> bool {
+    !service.outbound.stays_inside() || service.dns == Dns::Direct || answers_outside(graph, service)
+}
+
+/// Whether people outside reach a service itself by a port of the host, and so its answers have to find their way out.
+fn answers_outside(graph: &AllowGraph, service: &Service) -> bool {
+    let mut own = graph.exposures().iter().filter(|exposure| exposure.service == service.name);
+    own.any(|exposure| exposure.way.is_on_host() && exposure.way.relay().is_none())
 }
 
 /// Every place that has a wire under this policy.
 pub fn places(graph: &AllowGraph) -> BTreeSet<Place> {
     let mut places: BTreeSet<Place> = graph.services().map(|s| Place::Service(s.name.clone())).collect();
-    if graph.services().any(uses_uplink) {
+    let comes_in = graph.exposures().iter().any(|exposure| exposure.way.is_on_host());
+    if comes_in || graph.services().any(|service| uses_uplink(graph, service)) {
         places.insert(Place::Uplink);
+    }
+    if graph.exposures().iter().any(|exposure| exposure.way.relay().is_some()) {
+        places.insert(Place::Relay);
     }
     if graph.uses_host() {
         places.insert(Place::Host);

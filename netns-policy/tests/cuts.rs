@@ -6,11 +6,12 @@ use drawn::{Made, Policy};
 use netns_policy::address::{AddressBook, AddressPlan};
 use netns_policy::cut::{Cuts, Opening};
 use netns_policy::desired::Desired;
+use netns_policy::exposure::Way;
 use netns_policy::graph::{AllowGraph, Dns, Origin, Target};
 use netns_policy::name::ServiceName;
 use netns_policy::network::HostNetwork;
 use netns_policy::observed::Observed;
-use netns_policy::port::Protocol;
+use netns_policy::port::{Ports, Protocol};
 use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::ruleset::delta::Delta;
 use netns_policy::ruleset::expect::outside::Premises;
@@ -40,21 +41,52 @@ impl Generation {
     /// Whose address this is.
     fn owner(&self, address: IpAddr) -> Option<Place> {
         let places = self.graph.services().map(|service| Place::Service(service.name.clone()));
-        let mut places = places.chain([Place::Host]);
+        let mut places = places.chain([Place::Host, Place::Relay]);
         places.find(|place| self.addresses.of(place).is_some_and(|own| own.iter().any(|own| own == address)))
     }
 
     /// Whether a connection that opens so at `place` is allowed, by the policy alone.
     fn allows(&self, place: &Place, opening: &Opening) -> bool {
-        let Some(from) = self.owner(opening.from) else { return false };
+        let Some(from) = self.owner(opening.from) else { return self.enters(place, opening) };
         let ends = [Some(&from), self.owner(opening.to).as_ref()].map(|end| end.cloned());
         match ends {
+            [Some(Place::Relay), Some(Place::Service(to))]
+                if [&Place::Relay, &Place::Service(to.clone())].contains(&place) =>
+            {
+                let mut all = self.graph.exposures().iter().filter(|exposure| exposure.way.relay().is_some());
+                all.any(|exposure| exposure.service == to && covers(exposure.ports, opening.protocol, opening.port))
+            }
             [Some(from), Some(to)] if [&from, &to].contains(&place) => self.edge(&from, &to, opening),
             [Some(Place::Service(name)), None] if *place == Place::Uplink || *place == from => {
                 self.leaves(&name, opening)
             }
             _ => false,
         }
+    }
+
+    /// Whether somebody outside may come in so: past the host to the gateway's end of the leg, past the gateway to the
+    /// service or the relay.
+    fn enters(&self, place: &Place, opening: &Opening) -> bool {
+        let lan = self.graph.network().lan.iter().any(|prefix| prefix.contains(opening.from));
+        let pooled = match opening.from {
+            IpAddr::V4(from) => self.addresses.pool4().contains(from),
+            IpAddr::V6(from) => self.addresses.pool6().is_some_and(|pool| pool.contains(from)),
+        };
+        self.graph.exposures().iter().any(|exposure| {
+            let (Way::Lan { external, .. } | Way::Port { external, .. }) = exposure.way else { return false };
+            let service = Place::Service(exposure.service.clone());
+            let relayed = exposure.way.relay().is_some();
+            let inside = if relayed { (Place::Relay, external) } else { (service, exposure.ports.lo()) };
+            let (addresses, port) = match place {
+                Place::Host => (self.addresses.leg_gateway(), external),
+                Place::Uplink => (self.addresses.of(&inside.0).unwrap(), inside.1),
+                place if *place == inside.0 => (self.addresses.of(place).unwrap(), inside.1),
+                _ => return false,
+            };
+            let may_come = lan || matches!(exposure.way, Way::Port { .. });
+            let reached = addresses.iter().any(|own| own == opening.server.0) && port == opening.server.1;
+            !pooled && may_come && reached && exposure.ports.protocol().number() == opening.protocol
+        })
     }
 
     fn edge(&self, from: &Place, to: &Place, opening: &Opening) -> bool {
@@ -76,6 +108,10 @@ impl Generation {
             && premises.resolver(opening.to).is_some();
         asks || premises.reaches(service, opening.to, protocol.map(|protocol| (protocol, opening.port)))
     }
+}
+
+fn covers(ports: Ports, protocol: u8, port: u16) -> bool {
+    ports.protocol().number() == protocol && (ports.lo()..=ports.hi()).contains(&port)
 }
 
 const FAR: [&str; 8] =
@@ -105,13 +141,46 @@ fn openings(old: &Generation, new: &Generation, place: &Place) -> Vec<Opening> {
         out.chain(mine.iter().flat_map(|to| others.iter().map(move |from| (*from, *to)))).collect()
     };
     let pairs = pairs.into_iter().filter(|(from, to)| from.is_ipv4() == to.is_ipv4() && from != to);
-    pairs
+    let all = pairs
         .flat_map(|(from, to)| {
             let icmp = if from.is_ipv4() { 1 } else { 58 };
             let ports = PORTS.iter().flat_map(|port| [(6, *port), (17, *port)]).chain([(icmp, 0)]);
-            ports.map(move |(protocol, port)| Opening { from, to, protocol, port })
+            ports.map(move |(protocol, port)| Opening { from, to, protocol, port, server: (to, port) })
         })
-        .collect()
+        .collect::<Vec<_>>();
+    [all, calls(old, new, place, &far)].concat()
+}
+
+/// Calls from outside by every port that is exposed before or after, as a place sees them.
+fn calls(old: &Generation, new: &Generation, place: &Place, far: &[IpAddr]) -> Vec<Opening> {
+    let mut calls = Vec::new();
+    for generation in [old, new] {
+        for exposure in generation.graph.exposures() {
+            let Some(external) = exposure.way.external() else { continue };
+            let (protocol, inner) = (exposure.ports.protocol().number(), exposure.ports.lo());
+            let service = Place::Service(exposure.service.clone());
+            let leg = generation.addresses.leg_gateway();
+            let ends = [(None, leg, external), (Some(&service), leg, inner), (Some(&Place::Relay), leg, external)];
+            for (end, leg, port) in ends {
+                let own = end.map_or(Some(leg), |end| generation.addresses.of(end)).unwrap();
+                for (server, leg) in own.iter().zip(leg.iter()) {
+                    let host: IpAddr = if server.is_ipv4() { "192.168.1.10" } else { "fd99::10" }.parse().unwrap();
+                    // Where a translation is done, the call is remembered as it was before.
+                    let to = match (place, end) {
+                        (Place::Host, None) => host,
+                        (Place::Uplink, Some(_)) => leg,
+                        (place, Some(end)) if place == end => server,
+                        _ => continue,
+                    };
+                    let same = far.iter().filter(|from| from.is_ipv4() == to.is_ipv4());
+                    let called = if *place == Place::Host || *place == Place::Uplink { external } else { port };
+                    let opening = |from| Opening { from, to, protocol, port: called, server: (server, port) };
+                    calls.extend(same.map(|from| opening(*from)));
+                }
+            }
+        }
+    }
+    calls
 }
 
 fn cuts(old: &Generation, new: &Generation, place: &Place) -> Option<Cuts> {
@@ -155,7 +224,7 @@ proptest! {
         for (own, far) in far.flat_map(|far: IpAddr| own.iter().map(move |own| (*own, far))) {
             for (from, to) in [(own, far), (far, own)] {
                 for (protocol, port) in [(6, 22), (6, 80), (6, 443), (17, 53), (17, 1000), (1, 0)] {
-                    let opening = Opening { from, to, protocol, port };
+                    let opening = Opening { from, to, protocol, port, server: (to, port) };
                     prop_assert!(!cuts.hits(&opening), "{:?}", opening);
                 }
             }
@@ -173,7 +242,8 @@ fn a_revoked_edge_is_cut_at_both_ends_and_another_on_the_same_pair_is_not() {
     };
     let (old, new) = (Made::of(&text("\"x\", \"y\"")), Made::of(&text("\"y\"")));
     let address = |name: &str| old.addresses.service(name).unwrap().v4.into();
-    let opening = |port| Opening { from: address("a"), to: address("b"), protocol: 6, port };
+    let opening =
+        |port| Opening { from: address("a"), to: address("b"), protocol: 6, port, server: (address("b"), port) };
     for name in ["a", "b"] {
         let place = Place::Service(name.parse().unwrap());
         let (before, after) = (&old.desired.locks[&place], &new.desired.locks[&place]);

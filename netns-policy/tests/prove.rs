@@ -64,7 +64,13 @@ fn with_rules(made: &Made, world: &World) -> Desired {
 fn every_planted_mistake_is_refuted() {
     let mut missed = Vec::new();
     let large = [&planted::MORE[..], &planted::BELIEVED[..]].concat();
-    for (text, mistakes) in [(planted::SMALL, &planted::MUTANTS[..]), (planted::LARGE, &large[..])] {
+    let all = [
+        (planted::SMALL, &planted::MUTANTS[..]),
+        (planted::LARGE, &large[..]),
+        (planted::ENTERED, &planted::ENTRANCES[..]),
+        (planted::RELAYED, &planted::RELAYS[..]),
+    ];
+    for (text, mistakes) in all {
         let made = Made::of(text);
         // The control: without a mistake there is a proof, of the same rules by the same way.
         assert_eq!(holds(&made).map(|_| ()), Ok(()));

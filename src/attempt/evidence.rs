@@ -200,7 +200,7 @@ impl Scene<'_> {
     fn count_there(&self) -> u64 {
         match &self.to {
             Place::Host => last(&self.rules(&self.to, host_table(&self.planned.checked.graph), "from_fabric")),
-            Place::Service(_) => last(&self.rules(&self.to, TABLE.into(), "input")),
+            Place::Relay | Place::Service(_) => last(&self.rules(&self.to, TABLE.into(), "input")),
             Place::Uplink => last(&self.rules(&self.to, TABLE.into(), "refuse")),
         }
     }

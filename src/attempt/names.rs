@@ -37,7 +37,7 @@ pub struct Resolver {
 pub(super) fn lookup(scene: &Scene, name: &str) -> Option<Lookup> {
     let netns = match &scene.from {
         Place::Service(_) => scene.from.netns(&scene.planned.desired.network)?,
-        Place::Host | Place::Uplink => return None,
+        Place::Host | Place::Relay | Place::Uplink => return None,
     };
     let directory = scene.linux.files(&netns);
     let file = directory.join("hosts");

@@ -427,6 +427,7 @@ fn opening(flow: &Flow) -> Option<Opening> {
         to: flow.original.destination,
         protocol: flow.original.protocol,
         port: flow.original.destination_port(),
+        server: (flow.reply.source, flow.reply.source_port()),
     })
 }
 
@@ -522,7 +523,7 @@ fn settle(linux: &Linux, indexes: &[u32]) -> Result<(), KernelError> {
 fn is_kept_down(linux: &Linux, place: Option<&Place>, index: u32) -> bool {
     match place {
         None => true,
-        Some(Place::Host | Place::Uplink) => false,
+        Some(Place::Host | Place::Relay | Place::Uplink) => false,
         Some(service) => {
             let end = inside(linux, service, move |rtnl| rtnl.link(index));
             !end.is_ok_and(|end| end.is_some_and(|end| end.up))

@@ -8,7 +8,7 @@ use super::statement::{Kind, Statement};
 
 /// The keys of the language in the order in which they stand: what a thing is, what it reaches outside, whom it
 /// serves, whom it asks, who reaches it from outside.
-pub const KEYS: [&str; 61] = [
+pub const KEYS: [&str; 64] = [
     "schema",
     "fragment",
     "of",
@@ -37,6 +37,9 @@ pub const KEYS: [&str; 61] = [
     "ports",
     "port",
     "challenge",
+    "relay",
+    "proxy",
+    "all",
     "private",
     "sockets",
     "connect",

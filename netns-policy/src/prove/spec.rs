@@ -16,6 +16,7 @@ use super::class::{Class, Ct, Ip, Var};
 use super::machine::Outcome;
 use super::numbers::Numbers;
 use crate::address::AddressPlan;
+use crate::exposure::Way;
 use crate::graph::{AllowGraph, Dns, Origin, Service, Target};
 use crate::network::HostNetwork;
 use crate::port::Ports;
@@ -37,6 +38,14 @@ impl Spec {
         Self { must: Ip::BOTH.map(|ip| (Outcome::Accept, Class::every(ip))).into(), may: vec![] }
     }
 
+    /// What must pass in this way, and in no other that was said before.
+    fn instead(&mut self, outcome: Outcome, class: Class) {
+        let before = std::mem::take(&mut self.must).into_iter();
+        let rest = before.flat_map(|(o, whole)| whole.without(&class).into_iter().map(move |part| (o, part)));
+        self.must = rest.collect();
+        self.must(outcome, class);
+    }
+
     fn must(&mut self, outcome: Outcome, class: Class) {
         self.must.push((outcome, class));
     }
@@ -54,8 +63,8 @@ pub(super) struct Right {
     /// By version: the client's address and the one it calls.
     ends: Vec<(Ip, u128, u128)>,
     pub(super) ports: Ports,
-    /// Nobody is at the resolver's address, so nobody there answers an echo.
-    is_resolver: bool,
+    /// Nobody is at the resolver's address, so nobody there answers an echo; and a relay asks for none.
+    has_no_echo: bool,
 }
 
 /// What the promise is about.
@@ -70,6 +79,20 @@ pub(super) struct Facts<'a> {
     to: BTreeMap<Place, Vec<usize>>,
     public: [Numbers; 2],
     remote: [Numbers; 2],
+    doors: Vec<Door>,
+}
+
+/// A way in by a port of the host.
+#[derive(Clone, Debug)]
+pub(super) struct Door {
+    pub(super) protocol: u128,
+    /// The port of the host, and of the gateway's end of the leg.
+    pub(super) outside: u128,
+    /// Whose wire is reached, and at which port.
+    pub(super) to: Place,
+    pub(super) port: u128,
+    /// From the prefixes of `lan` alone.
+    lan: bool,
 }
 
 pub(super) fn ip_of(address: IpAddr) -> Ip {
@@ -124,6 +147,7 @@ impl<'a> Facts<'a> {
             rights,
             public: Ip::BOTH.map(|_| Numbers::new(vec![])),
             remote: Ip::BOTH.map(|_| Numbers::new(vec![])),
+            doors: doors(graph),
         };
         facts.public = Ip::BOTH.map(|ip| {
             let texts: &[&str] = if ip == Ip::V4 { &NOT_PUBLIC4 } else { &NOT_PUBLIC6 };
@@ -136,13 +160,16 @@ impl<'a> Facts<'a> {
         facts
     }
 
-    /// Who ought to have a wire: each service, the gateway if somebody goes out by it, the host if it has an edge.
+    /// Who ought to have a wire: each service, the gateway if somebody goes out or comes in by it, the host if it has an
+    /// edge.
     pub(super) fn places(&self) -> BTreeSet<Place> {
         let services = self.graph.services().map(|service| Place::Service(service.name.clone()));
-        let uplink = self.graph.services().any(goes_out).then_some(Place::Uplink);
+        let comes_in = !self.doors.is_empty();
+        let uplink = (comes_in || self.graph.services().any(goes_out)).then_some(Place::Uplink);
         let edges = self.graph.edges();
         let has_edge = edges.iter().any(|edge| edge.from == Origin::Host || edge.to == Target::Host);
-        services.chain(uplink).chain(has_edge.then_some(Place::Host)).collect()
+        let relays = self.doors.iter().any(|door| door.to == Place::Relay).then_some(Place::Relay);
+        services.chain(uplink).chain(relays).chain(has_edge.then_some(Place::Host)).collect()
     }
 
     /// The rights that start at `place`.
@@ -196,6 +223,29 @@ impl<'a> Facts<'a> {
         let written = &self.graph.network().resolvers;
         let known = if written.is_empty() { &self.host.resolvers } else { written };
         known.iter().copied().find(|address| ip_of(*address) == ip).map(number_of)
+    }
+
+    /// Every way in by a port of the host.
+    pub(super) fn doors(&self) -> &[Door] {
+        &self.doors
+    }
+
+    /// Who may come in by a door, as far as the one behind it speaks this version; nobody of the pools ever.
+    pub(super) fn callers(&self, door: &Door, ip: Ip) -> Option<Numbers> {
+        self.own(&door.to, ip)?;
+        let all = if door.lan { self.lan(ip) } else { whole(ip) };
+        let callers = all.without(&self.pool(ip));
+        (!callers.is_empty()).then_some(callers)
+    }
+
+    /// The gateway's address on the leg.
+    pub(super) fn leg_end(&self, ip: Ip) -> Option<u128> {
+        self.addresses.leg_gateway().iter().find(|address| ip_of(*address) == ip).map(number_of)
+    }
+
+    /// Whether somebody outside comes in to this place.
+    pub(super) fn is_entered(&self, place: &Place) -> bool {
+        self.doors.iter().any(|door| door.to == *place)
     }
 
     /// Every way out of a service, as destinations with what narrows them further.
@@ -254,7 +304,7 @@ fn rights<'a>(graph: &'a AllowGraph, plan: &'a AddressPlan) -> impl Iterator<Ite
             Target::Service(name) => Place::Service(name.clone()),
         };
         let ends = ends(plan.of(&from)?, plan.of(&to)?);
-        Some(Right { from, to, ends, ports: edge.ports, is_resolver: false })
+        Some(Right { from, to, ends, ports: edge.ports, has_no_echo: false })
     });
     let asking = graph.services().filter(|service| service.dns == Dns::Direct);
     let names = asking.flat_map(move |service| {
@@ -262,10 +312,33 @@ fn rights<'a>(graph: &'a AllowGraph, plan: &'a AddressPlan) -> impl Iterator<Ite
         let own = plan.of(&from);
         ["tcp:53", "udp:53"].into_iter().filter_map(move |ports| {
             let (ends, ports) = (ends(own?, plan.resolver()), ports.parse().expect("the constants are ports"));
-            Some(Right { from: from.clone(), to: Place::Uplink, ends, ports, is_resolver: true })
+            Some(Right { from: from.clone(), to: Place::Uplink, ends, ports, has_no_echo: true })
         })
     });
-    edges.chain(names)
+    let relayed = graph.exposures().iter().filter(|exposure| exposure.way.relay().is_some());
+    let relayed = relayed.filter_map(|exposure| {
+        let to = Place::Service(exposure.service.clone());
+        let ends = ends(plan.of(&Place::Relay)?, plan.of(&to)?);
+        Some(Right { from: Place::Relay, to, ends, ports: exposure.ports, has_no_echo: true })
+    });
+    edges.chain(names).chain(relayed)
+}
+
+fn doors(graph: &AllowGraph) -> Vec<Door> {
+    let doors = graph.exposures().iter().filter_map(|exposure| {
+        let (lan, outside) = match exposure.way {
+            Way::Lan { external, .. } => (true, external),
+            Way::Port { external, .. } => (false, external),
+            _ => return None,
+        };
+        let protocol = exposure.ports.protocol().number().into();
+        let door = |to, port: u16| Door { protocol, outside: outside.into(), to, port: port.into(), lan };
+        Some(match exposure.way.relay() {
+            Some(_) => door(Place::Relay, outside),
+            None => door(Place::Service(exposure.service.clone()), exposure.ports.lo()),
+        })
+    });
+    doors.collect()
 }
 
 fn ends(from: crate::address::Addresses, to: crate::address::Addresses) -> Vec<(Ip, u128, u128)> {
@@ -284,6 +357,16 @@ fn at_least(number: u128) -> Numbers {
 fn carrying(class: &Class, protocol: u128, bytes: u128) -> Class {
     let class = class.with(Var::Sense, &Numbers::one(1)).with(Var::Proto, &Numbers::one(protocol));
     class.with(Var::Len, &at_least(bytes))
+}
+
+/// To one port.
+fn to_port(class: &Class, protocol: u128, port: u128) -> Class {
+    carrying(class, protocol, 4).with(Var::Dport, &Numbers::one(port))
+}
+
+/// From one port.
+fn from_port(class: &Class, protocol: u128, port: u128) -> Class {
+    carrying(class, protocol, 2).with(Var::Sport, &Numbers::one(port))
 }
 
 /// To these ports.

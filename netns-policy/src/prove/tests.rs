@@ -232,12 +232,12 @@ fn is_declared(made: &Made, from: &Place, to: &Place, class: &Class) -> bool {
     let origin = match from {
         Place::Host => Origin::Host,
         Place::Service(name) => Origin::Service(name.clone()),
-        Place::Uplink => return false,
+        Place::Relay | Place::Uplink => return false,
     };
     let target = match to {
         Place::Host => Target::Host,
         Place::Service(name) => Target::Service(name.clone()),
-        Place::Uplink => return false,
+        Place::Relay | Place::Uplink => return false,
     };
     let own = made.desired.wires[from].addresses;
     let spoken = own.iter().any(|own| class.narrow(Var::Saddr).and_then(Numbers::only) == Some(spec::number_of(own)));

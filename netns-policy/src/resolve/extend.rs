@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::name::FragmentName;
 use crate::suggest::{did_you_mean, list};
-use crate::syntax::expose::{Clearnet, Expose, Mapped, Onion, WireGuard};
+use crate::syntax::expose::{Clearnet, Expose, Mapped, OnHost, Onion, WireGuard};
 use crate::syntax::findings::{At, Draft, Findings, Sp};
 use crate::syntax::reference::Who;
 use crate::syntax::service::{Declared, Service};
@@ -168,8 +168,17 @@ fn expose(parts: &[Service], service: &str, settle: &mut Settle<'_>) -> Expose {
         onion,
         wireguard,
         clearnet: clearnet(all().filter_map(|expose| expose.clearnet.as_ref()).collect(), service, settle),
-        lan: mapped(all().flat_map(|expose| &expose.lan), "expose.lan", service, settle),
-        port: mapped(all().flat_map(|expose| &expose.port), "expose.port", service, settle),
+        lan: on_host(&all().map(|expose| &expose.lan).collect::<Vec<_>>(), "expose.lan", service, settle),
+        port: on_host(&all().map(|expose| &expose.port).collect::<Vec<_>>(), "expose.port", service, settle),
+    }
+}
+
+fn on_host(all: &[&OnHost], way: &str, service: &str, settle: &mut Settle<'_>) -> OnHost {
+    let whose = |what: &str| format!("{way}.{what} of {}", service.escape_debug());
+    OnHost {
+        ports: mapped(all.iter().flat_map(|one| &one.ports), way, service, settle),
+        relay: settle.one(all, |one| one.relay, &whose("relay")),
+        proxy: settle.one(all, |one| one.proxy, &whose("proxy")),
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Policy {
     pub(crate) tests: Vec<Test>,
     /// Tags that somebody may have, though nobody does.
     pub(crate) declared_tags: BTreeSet<Tag>,
+    /// Some file says `[expose] all = "off"`.
+    pub(crate) exposes_nothing: bool,
 }
 
 impl Policy {
@@ -58,6 +60,7 @@ impl Policy {
             nevers: all.nevers,
             tests: all.tests,
             declared_tags: all.declared_tags.into_iter().map(|tag| tag.value).collect(),
+            exposes_nothing: all.exposes_nothing,
         };
         policy.limit(out);
         policy
@@ -101,6 +104,7 @@ struct All {
     nevers: Vec<Never>,
     tests: Vec<Test>,
     declared_tags: Vec<Sp<Tag>>,
+    exposes_nothing: bool,
 }
 
 impl All {
@@ -115,6 +119,7 @@ impl All {
         self.nevers.extend(file.nevers);
         self.tests.extend(file.tests);
         self.declared_tags.extend(file.declared_tags);
+        self.exposes_nothing |= file.exposes_nothing;
     }
 }
 

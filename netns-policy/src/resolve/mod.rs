@@ -160,7 +160,10 @@ fn resolve(policy: &Policy, spans: &mut Spans, out: &mut Findings) -> Option<(Al
     // Without a network there is an error already; what the rest allows is checked all the same.
     let sound = network.is_some();
     let network = network.unwrap_or_else(network::nameless);
-    let graph = AllowGraph { network, defaults, services, peers, edges, exposures, written };
+    let graph = {
+        let exposes_nothing = policy.exposes_nothing;
+        AllowGraph { network, defaults, services, peers, edges, exposures, exposes_nothing, written }
+    };
     obligations::check_nevers(&graph, spans, out);
     obligations::check_tests(policy, &names, &graph, out);
     let asks = asks::asks(policy, &names, &graph, spans, out);

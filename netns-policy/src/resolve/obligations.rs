@@ -452,7 +452,8 @@ impl<'a> Tested<'a> {
                 && *to == Target::Service(exposure.service.clone())
                 && ports.is_none_or(|ports| ports.overlaps(&exposure.ports))
         };
-        match self.graph.exposures().iter().find(reaches) {
+        // A switch that closes everything for a while must not be stopped by what is expected of the time after.
+        match self.graph.written_exposures().iter().find(reaches) {
             Some(exposure) => Reached::Yes(format!("{exposure} is exposed at {}", exposure.at)),
             None => Reached::No(format!("nothing exposes {text} to {}", self.who)),
         }

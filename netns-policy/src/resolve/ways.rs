@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::exposure::{Exposure, Way};
+use crate::exposure::{Exposure, Handover, Way};
 use crate::name::{PeerName, PortName};
 use crate::port::{Ports, Protocol};
 use crate::suggest::{did_you_mean, list};
-use crate::syntax::expose::{Clearnet, Mapped, Onion, WireGuard};
+use crate::syntax::expose::{Clearnet, Mapped, OnHost, Onion, WireGuard};
 use crate::syntax::findings::{At, Draft, Findings, Sp};
 use crate::syntax::reference::PortRef;
 use crate::syntax::section::Peer;
@@ -40,6 +40,12 @@ pub(crate) fn exposures(policy: &Policy, spans: &mut Spans, out: &mut Findings) 
     found
 }
 
+/// How a relay hands on, if there is to be one.
+fn relay(on_host: &OnHost) -> Option<Handover> {
+    let kind = if on_host.proxy.is_some() { Handover::ProxyV2 } else { Handover::Bare };
+    on_host.relay.is_some_and(|relay| relay.value).then_some(kind)
+}
+
 struct Ways<'a> {
     policy: &'a Policy,
     spans: &'a mut Spans,
@@ -62,11 +68,12 @@ impl Ways<'_> {
         if let Some(clearnet) = &service.expose.clearnet {
             self.clearnet(service, clearnet);
         }
-        for mapped in &service.expose.lan {
-            self.on_host(service, mapped, Way::Lan { external: mapped.external.value });
+        let (lan, port) = (&service.expose.lan, &service.expose.port);
+        for mapped in &lan.ports {
+            self.on_host(service, mapped, Way::Lan { external: mapped.external.value, relay: relay(lan) });
         }
-        for mapped in &service.expose.port {
-            self.on_host(service, mapped, Way::Port { external: mapped.external.value });
+        for mapped in &port.ports {
+            self.on_host(service, mapped, Way::Port { external: mapped.external.value, relay: relay(port) });
         }
     }
 
@@ -138,6 +145,9 @@ impl Ways<'_> {
             let draft = Draft::new("E0605", at, message).second(first, "first here");
             self.out.add(draft.help("replies find their way back by the port of the service: expose it once"));
         }
+        if way.relay().is_some() {
+            self.tcp_only(&way, ports, &mapped.port);
+        }
         self.hosts.entry(outer).or_insert(mapped.external.at);
         self.inner.entry(inner).or_insert(mapped.port.at);
         self.add(service, ports, name, way, mapped.port.at);
@@ -145,7 +155,11 @@ impl Ways<'_> {
 
     fn tcp_only(&mut self, way: &Way, ports: Ports, port: &Sp<String>) {
         if ports.protocol() == Protocol::Udp {
-            let what = if matches!(way, Way::Onion { .. }) { "Tor carries" } else { "TLS needs" };
+            let what = match way {
+                Way::Onion { .. } => "Tor carries",
+                Way::Lan { .. } | Way::Port { .. } => "a relay carries",
+                Way::Clearnet { .. } | Way::WireGuard { .. } => "TLS needs",
+            };
             self.out.add(Draft::new("E0607", port.at, format!("{what} TCP only, and port `{}` is udp", port.value)));
         }
     }

@@ -287,9 +287,15 @@ impl Steps {
     }
 
     fn sets(&mut self, id: &TableId, old: &Table, new: &Table, remade: &Remade<'_>) {
-        for name in old.sets.keys() {
+        for (name, set) in &old.sets {
             // An anonymous set belongs to its rule and goes with it.
             let anonymous = name.starts_with("__");
+            if !anonymous && !new.sets.contains_key(name) && !set.elements.is_empty() {
+                // What they allowed ends first, and by itself, as with a set that stays.
+                let of = Set { elements: set.elements.clone(), ..shape(set) };
+                let (table, set, inverted) = (id.clone(), name.clone(), asks_inverted(old, name));
+                self.delete_elements.push(Op::DeleteElements(Elements { table, set, of, inverted }));
+            }
             if !anonymous && (remade.sets.contains(name.as_str()) || !new.sets.contains_key(name)) {
                 self.delete_set.push(Op::DeleteSet { table: id.clone(), set: name.clone() });
             }

@@ -2,7 +2,7 @@
 
 use crate::port::number;
 
-use super::decode::{Table, bad_port, items, string};
+use super::decode::{Table, bad_port, boolean, items, string, word};
 use super::findings::{At, Draft, Findings, Sp};
 use super::node::{Entry, Node};
 
@@ -12,8 +12,33 @@ pub(crate) struct Expose {
     pub(crate) onion: Option<Onion>,
     pub(crate) wireguard: Option<WireGuard>,
     pub(crate) clearnet: Option<Clearnet>,
-    pub(crate) lan: Vec<Mapped>,
-    pub(crate) port: Vec<Mapped>,
+    pub(crate) lan: OnHost,
+    pub(crate) port: OnHost,
+}
+
+/// `expose.lan` and `expose.port`: on ports of the machine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OnHost {
+    pub(crate) ports: Vec<Mapped>,
+    pub(crate) relay: Option<Sp<bool>>,
+    /// `proxy = "v2"`, which only a relay can write.
+    pub(crate) proxy: Option<Sp<ProxyVersion>>,
+}
+
+/// Which version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum ProxyVersion {
+    V2,
+}
+
+/// `[expose]` at the top: `all = "off"` closes every way in.
+pub(crate) fn all_off(file: &mut Table, out: &mut Findings) -> bool {
+    let Some(mut table) = file.table("expose", out) else {
+        return false;
+    };
+    let off = table.read("all", out, |node, out| word(node, &[("off", ())], out));
+    table.finish(out);
+    off.is_some()
 }
 
 /// `"EXTERNAL" = "portname"`.
@@ -54,8 +79,8 @@ impl Expose {
             onion: table.table("onion", out).map(|table| onion(table, out)),
             wireguard: table.table("wireguard", out).map(|table| wireguard(table, out)),
             clearnet: table.table("clearnet", out).and_then(|table| clearnet(table, out)),
-            lan: table.table("lan", out).map(|table| only_ports(table, out)).unwrap_or_default(),
-            port: table.table("port", out).map(|table| only_ports(table, out)).unwrap_or_default(),
+            lan: table.table("lan", out).map(|table| on_host(table, out)).unwrap_or_default(),
+            port: table.table("port", out).map(|table| on_host(table, out)).unwrap_or_default(),
         };
         table.finish(out);
         expose
@@ -76,10 +101,18 @@ fn onion(mut table: Table, out: &mut Findings) -> Onion {
     Onion { ports, clients: clients.map(|clients| clients.value).unwrap_or_default() }
 }
 
-fn only_ports(mut table: Table, out: &mut Findings) -> Vec<Mapped> {
+fn on_host(mut table: Table, out: &mut Findings) -> OnHost {
     let ports = mapped(&mut table, out);
+    let relay = table.read("relay", out, boolean);
+    let proxy = table.read("proxy", out, |node, out| word(node, &[("v2", ProxyVersion::V2)], out));
+    if let Some(proxy) = proxy.filter(|_| !relay.is_some_and(|relay| relay.value)) {
+        let draft = Draft::new("E0110", proxy.at, "`proxy` without `relay = true`: there is nobody who could write it");
+        out.add(
+            draft.help("write `relay = true` beside it, or leave it out: without a relay the service sees the client"),
+        );
+    }
     table.finish(out);
-    ports
+    OnHost { ports, relay, proxy }
 }
 
 fn mapped(table: &mut Table, out: &mut Findings) -> Vec<Mapped> {

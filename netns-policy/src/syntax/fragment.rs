@@ -120,9 +120,10 @@ pub(crate) fn refuse_wants(file: &File, out: &mut Findings) {
 }
 
 /// Tables that are the operator's alone, and what they would do in a fragment.
-const TABLES: [(&str, &str); 8] = [
+const TABLES: [(&str, &str); 9] = [
     ("declare_tags", "declare a tag"),
     ("defaults", "set a default of others"),
+    ("expose", "close what others have opened"),
     ("extend", "extend a service"),
     ("host", "give the host an edge"),
     ("network", "set up the network"),

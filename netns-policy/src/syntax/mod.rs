@@ -46,6 +46,8 @@ pub(crate) struct File {
     pub(crate) peers: Vec<Peer>,
     pub(crate) nevers: Vec<Never>,
     pub(crate) tests: Vec<Test>,
+    /// `[expose] all = "off"`.
+    pub(crate) exposes_nothing: bool,
 }
 
 /// Reads one source; returns its text for messages, and what could be decoded of it.
@@ -120,6 +122,7 @@ fn decode(file: usize, trust: Trust, node: Node, out: &mut Findings) -> File {
         peers: section::read_peers(&mut table, out),
         nevers: obligation::read_nevers(&mut table, out),
         tests: obligation::read_tests(&mut table, out),
+        exposes_nothing: expose::all_off(&mut table, out),
         speaker,
     };
     table.finish(out);

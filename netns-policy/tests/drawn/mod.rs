@@ -31,6 +31,9 @@ const PORTS: [(&str, &str); 8] = [
     ("web", "tcp:80"),
 ];
 
+/// Those of them that can be exposed: single ones.
+const EXPOSED: [&str; 2] = ["dns", "web"];
+
 const OUTBOUNDS: [&str; 9] = [
     "\"none\"",
     "\"none\"",
@@ -53,6 +56,10 @@ pub struct Drawn {
     outbound: usize,
     dns: usize,
     limited: bool,
+    /// Ports that are exposed on the host: for the prefixes of `lan` only, or for everybody.
+    exposed: Vec<(bool, usize)>,
+    /// Whether those of TCP are by a relay.
+    relayed: bool,
 }
 
 /// A policy, as drawn.
@@ -72,8 +79,19 @@ pub struct Policy {
 fn service() -> impl Strategy<Value = Drawn> {
     let edges = prop::collection::vec((0..NAMES.len(), 0..PORTS.len()), 0..4);
     let weighted = prop::bool::weighted;
-    (edges, any::<bool>(), weighted(0.2), 0..OUTBOUNDS.len(), 0usize..4, weighted(0.2)).prop_map(
-        |(edges, tagged, to_tag, outbound, dns, limited)| Drawn { edges, tagged, to_tag, outbound, dns, limited },
+    let exposed = prop::collection::vec((any::<bool>(), 0..EXPOSED.len()), 0..3);
+    let exposed = (prop_oneof![3 => Just(Vec::new()), 2 => exposed], weighted(0.4));
+    (edges, any::<bool>(), weighted(0.2), 0..OUTBOUNDS.len(), 0usize..4, weighted(0.2), exposed).prop_map(
+        |(edges, tagged, to_tag, outbound, dns, limited, (exposed, relayed))| Drawn {
+            edges,
+            tagged,
+            to_tag,
+            outbound,
+            dns,
+            limited,
+            exposed,
+            relayed,
+        },
     )
 }
 
@@ -94,6 +112,29 @@ pub fn policy(most: usize) -> impl Strategy<Value = Policy> {
         may_connect,
         accepts,
     })
+}
+
+impl Drawn {
+    /// Each port once, at a port of the host that is nobody else's.
+    fn exposes(&self, number: usize, text: &mut String) {
+        let mut seen = Vec::new();
+        for lan in [true, false] {
+            let ways = self.exposed.iter().filter(|(to_lan, _)| *to_lan == lan);
+            let mut ports = Vec::new();
+            for (_, port) in ways {
+                if !seen.contains(port) {
+                    seen.push(*port);
+                    ports.push(format!("\"{}\" = \"{}\"", 7000 + number * 10 + port, EXPOSED[*port]));
+                }
+            }
+            if !ports.is_empty() {
+                let word = if lan { "lan" } else { "port" };
+                let relayed = self.relayed && !ports.iter().any(|port| port.contains("dns"));
+                let relay = if relayed { ", relay = true, proxy = \"v2\"" } else { "" };
+                writeln!(text, "expose.{word} = {{ ports = {{ {} }}{relay} }}", ports.join(", ")).unwrap();
+            }
+        }
+    }
 }
 
 impl Policy {
@@ -156,6 +197,7 @@ impl Policy {
         if drawn.to_tag && tagged {
             text.push_str("connect.\"@web\" = [\"web\", \"dns\"]\n");
         }
+        drawn.exposes(number, text);
         let edges: Vec<_> = drawn.edges.iter().filter(|(to, _)| *to != number).copied().collect();
         self.connects("connect", &edges, text);
         by_tor || dns == "tor"

@@ -584,3 +584,194 @@ pub const BELIEVED: [Mutant; 21] = [
         rules(lock(w, "charlie"), "output").insert(1, Rule::from(over));
     }),
 ];
+
+/// Ways in by ports of the host, of both kinds and protocols, to services with and without a way out.
+pub const ENTERED: &str = r#"
+schema = 1
+[network]
+name = "node"
+lan = ["192.168.1.0/24", "fd99::/64"]
+[service.alpha]
+outbound = "direct"
+ports = { web = "tcp:80" }
+expose.port = { ports = { "8081" = "web" } }
+connect.bravo = ["web"]
+[service.bravo]
+ports = { web = "tcp:80", dns = "udp:53", shut = "tcp:81" }
+expose.lan = { ports = { "8080" = "web" } }
+expose.port = { ports = { "5353" = "dns" } }
+[service.charlie]
+ports = { web = "tcp:80" }
+connect.bravo = ["web", "dns"]
+"#;
+
+/// Changes every key of a set.
+fn rekeyed(table: &mut Table, set: &str, change: impl Fn(&mut Vec<u8>, bool)) {
+    let set = elements(table, set);
+    let changed: Vec<_> = std::mem::take(set)
+        .into_iter()
+        .map(|(mut key, answer)| {
+            change(&mut key.from, false);
+            key.to.iter_mut().for_each(|to| change(to, true));
+            (key, answer)
+        })
+        .collect();
+    set.extend(changed);
+}
+
+/// From every address.
+fn from_everybody(table: &mut Table, set: &str) {
+    rekeyed(table, set, |bytes, is_end| bytes[..4].fill(if is_end { 0xff } else { 0 }));
+}
+
+/// Mistakes with them.
+pub const ENTRANCES: [Mutant; 22] = [
+    ("host: the source restriction is dropped", |w| from_everybody(host(w), "ports4")),
+    ("host: the source restriction is dropped on the way to the gateway", |w| from_everybody(host(w), "exposed4")),
+    ("gateway: the source restriction is dropped", |w| from_everybody(lock(w, "uplink"), "exposed4")),
+    ("lock: the source restriction is dropped", |w| from_everybody(lock(w, "bravo"), "exposed4")),
+    ("panel: the mirror takes a pure SYN", |w| {
+        let rule = rules(panel(w), "panel4").iter_mut().find(|rule| asks(rule, "exposed_back4")).unwrap();
+        let flags = rule.0.iter().position(|e| matches!(e, Expr::Payload { offset: 13, .. })).unwrap();
+        drop(rule.0.drain(flags..flags + 3));
+    }),
+    ("panel: somebody of the pool comes in", |w| {
+        let rule = rules(panel(w), "panel4").iter_mut().find(|rule| asks(rule, "exposed4")).unwrap();
+        rule.0.retain(|e| !matches!(e, Expr::Lookup { set, .. } if set == "pool4"));
+    }),
+    ("panel: answers go to somebody of the pool by the gateway", |w| {
+        for rule in rules(panel(w), "panel6").iter_mut().filter(|rule| asks(rule, "exposed_back6")) {
+            rule.0.retain(|e| !matches!(e, Expr::Lookup { set, .. } if set == "pool6"));
+        }
+    }),
+    ("panel: it is open from another wire", |w| {
+        let wire = w.places["charlie"].fabric_index.to_ne_bytes();
+        rekeyed(panel(w), "exposed4", |bytes, _| bytes[..4].copy_from_slice(&wire));
+    }),
+    ("panel: it is open from one wire more", |w| {
+        let wire = w.places["charlie"].fabric_index.to_ne_bytes();
+        let set = elements(panel(w), "exposed4");
+        let (mut key, answer) = set.first_key_value().map(|(key, answer)| (key.clone(), answer.clone())).unwrap();
+        key.from[..4].copy_from_slice(&wire);
+        set.insert(key, answer);
+    }),
+    ("panel: it leads to another service", |w| {
+        let wire = w.places["charlie"].fabric_index.to_ne_bytes().to_vec();
+        elements(panel(w), "exposed4").values_mut().for_each(|answer| *answer = Some(wire.clone()));
+    }),
+    ("panel: one is missing", |w| drop(elements(panel(w), "exposed6").pop_first())),
+    ("panel: an answer is missing", |w| drop(elements(panel(w), "exposed_back4").pop_last())),
+    ("host: it is open by a port more", |w| {
+        rekeyed(host(w), "ports4", |bytes, is_end| bytes[9] = if is_end { 0xff } else { bytes[9] });
+    }),
+    ("host: it leads to another port of the gateway", |w| {
+        let rule = rules(host(w), "to_gateway").first_mut().unwrap();
+        let to = rule.0.pop().unwrap();
+        let port = Expr::Immediate { dreg: Reg(1), data: vec![0x1f, 0x91] };
+        let Expr::Dnat { ipv6, addr, .. } = to else { panic!("it ends so") };
+        rule.0.extend([port, Expr::Dnat { ipv6, addr, port: Some(Reg(1)) }]);
+    }),
+    ("host: addresses that are not its own are taken", |w| {
+        for rule in rules(host(w), "to_gateway") {
+            let at = rule.0.iter().position(|e| matches!(e, Expr::FibDaddrType { .. })).unwrap();
+            drop(rule.0.drain(at..at + 2));
+        }
+    }),
+    ("host: links of ours come in by it", |w| {
+        for rule in rules(host(w), "to_gateway") {
+            let at = rule.0.iter().position(|e| matches!(e, Expr::Meta { key: MetaKey::Iifgroup, .. })).unwrap();
+            drop(rule.0.drain(at..at + 2));
+        }
+    }),
+    ("host: answers do not come back", |w| drop(rules(host(w), "from_leg").remove(1))),
+    ("gateway: it leads to the wrong port", |w| {
+        let port = |e: &mut Expr| match e {
+            Expr::Immediate { data, .. } if data.len() == 2 => data[1] ^= 1,
+            _ => {}
+        };
+        rules(lock(w, "uplink"), "to_service").iter_mut().for_each(|rule| rule.0.iter_mut().for_each(port));
+    }),
+    ("gateway: an answer begins a connection", |w| {
+        let answers = |rule: &&mut Rule| asks(rule, "exposed4") && rule.0.iter().any(|e| matches!(e, Expr::Ct { .. }));
+        let rule = rules(lock(w, "uplink"), "forward").iter_mut().find(answers).unwrap();
+        let at = rule.0.iter().position(|e| matches!(e, Expr::Ct { .. })).unwrap();
+        let end = rule.0.len() - 1;
+        drop(rule.0.drain(at..end));
+    }),
+    ("gateway: one who comes in gets no answer", |w| {
+        let answers = |rule: &Rule| asks(rule, "exposed6") && rule.0.iter().any(|e| matches!(e, Expr::Ct { .. }));
+        rules(lock(w, "uplink"), "forward").retain(|rule| !answers(rule));
+    }),
+    ("lock: it is open at a port more", |w| {
+        rekeyed(lock(w, "bravo"), "exposed4", |bytes, is_end| bytes[9] = if is_end { 0xff } else { 0 });
+    }),
+    ("lock: who came in may be called", |w| {
+        let rule = rules(lock(w, "bravo"), "input").iter().find(|rule| asks(rule, "exposed4")).unwrap().clone();
+        rules(lock(w, "bravo"), "output").insert(0, rule);
+    }),
+];
+
+/// Ways in by a relay.
+pub const RELAYED: &str = r#"
+schema = 1
+[network]
+name = "node"
+lan = ["192.168.1.0/24", "fd99::/64"]
+[service.bravo]
+ports = { web = "tcp:80", shut = "tcp:81" }
+expose.lan = { ports = { "8080" = "web" }, relay = true }
+[service.charlie]
+ports = { web = "tcp:80" }
+expose.port = { ports = { "8081" = "web" }, relay = true, proxy = "v2" }
+[service.delta]
+ports = { web = "tcp:80" }
+"#;
+
+/// One element more: the first one with another address in place of its own.
+fn one_more(table: &mut Table, set: &str, at: usize, address: &[u8]) {
+    let set = elements(table, set);
+    let (mut key, answer) = set.first_key_value().map(|(key, answer)| (key.clone(), answer.clone())).unwrap();
+    for bytes in [Some(&mut key.from), key.to.as_mut()].into_iter().flatten() {
+        bytes[at..at + address.len()].copy_from_slice(address);
+    }
+    set.insert(key, answer);
+}
+
+fn v4_of(w: &World, place: &str) -> Vec<u8> {
+    let own = w.places[place].addresses.iter().find_map(|address| match address {
+        std::net::IpAddr::V4(v4) => Some(v4.octets().to_vec()),
+        std::net::IpAddr::V6(_) => None,
+    });
+    own.unwrap()
+}
+
+/// Mistakes with them.
+pub const RELAYS: [Mutant; 10] = [
+    ("relay: its lock lets it call a service that is not exposed", |w| {
+        let delta = v4_of(w, "delta");
+        one_more(lock(w, "+relay"), "out4", 0, &delta);
+    }),
+    ("relay: its lock lets it call another port", |w| {
+        rekeyed(lock(w, "+relay"), "out4", |bytes, _| bytes[9] ^= 1);
+    }),
+    ("relay: its lock lets everything out", |w| open(lock(w, "+relay"), "output")),
+    ("relay: its lock takes everything in", |w| open(lock(w, "+relay"), "input")),
+    ("relay: its lock forgets who may come in", |w| from_everybody(lock(w, "+relay"), "exposed4")),
+    ("relay: the panel lets it call a service that is not exposed", |w| {
+        let (delta, wire) = (v4_of(w, "delta"), w.places["delta"].fabric_index.to_ne_bytes().to_vec());
+        one_more(panel(w), "edges4", 8, &delta);
+        elements(panel(w), "edges4").iter_mut().filter(|(key, _)| key.from[8..12] == delta).for_each(|(_, answer)| {
+            *answer = Some(wire.clone());
+        });
+    }),
+    ("relay: it may not call who is exposed", |w| drop(elements(panel(w), "edges6").pop_first())),
+    ("relay: the service does not take it in", |w| elements(lock(w, "bravo"), "in4").clear()),
+    ("relay: people outside come in past it", |w| {
+        let (bravo, relay) = (w.places["bravo"].fabric_index, w.places["+relay"].fabric_index);
+        let (relay, wire) = (relay.to_ne_bytes().to_vec(), bravo.to_ne_bytes().to_vec());
+        for answer in elements(panel(w), "exposed4").values_mut().filter(|answer| **answer == Some(relay.clone())) {
+            *answer = Some(wire.clone());
+        }
+    }),
+    ("relay: errors from outside do not reach it", |w| elements(panel(w), "errors_back4").clear()),
+];

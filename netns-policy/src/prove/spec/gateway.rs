@@ -1,7 +1,7 @@
 //! The gateway `uplink`: what it forwards, translates, takes and says.
 
 use super::lock::{LO, held};
-use super::{ESTABLISHED, Facts, LOOSE, RELATED, Spec, carrying, errors, states, to_ports};
+use super::{ESTABLISHED, Facts, LOOSE, RELATED, Spec, carrying, errors, from_port, states, to_port, to_ports};
 use crate::graph::Dns;
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
@@ -16,9 +16,12 @@ const LEG: &str = "up0";
 const KNOWN: [Ct; 5] = [Ct::New, Ct::EstablishedThere, Ct::EstablishedBack, Ct::RelatedThere, Ct::RelatedBack];
 
 impl Facts<'_> {
-    /// A question to the resolver's address is sent on to a resolver.
+    /// A question to the resolver's address is sent on to a resolver; from the leg, a port of its end is one of a service.
     pub(in crate::prove) fn gateway_prerouting(&self, from: &Link) -> Spec {
         let mut spec = Spec::everything();
+        if from.name == LEG {
+            self.entering(&mut spec);
+        }
         if from.name != WIRE {
             return spec;
         }
@@ -30,15 +33,37 @@ impl Facts<'_> {
             let every = states(&Class::every(ip).with(Var::Daddr, &asked), &[Ct::New]);
             for ports in ["tcp:53", "udp:53"] {
                 let question = to_ports(&every, ports.parse().expect("the constants are ports"));
-                let rest = spec
-                    .must
-                    .into_iter()
-                    .flat_map(|(o, class)| class.without(&question).into_iter().map(move |class| (o, class)));
-                spec.must = rest.collect();
-                spec.must(Outcome::Redirect(to, None), question);
+                spec.instead(Outcome::Redirect(to, None), question);
             }
         }
         spec
+    }
+
+    /// The host has translated its own port to the same one here. Who may come in, `forward` asks.
+    fn entering(&self, spec: &mut Spec) {
+        for (door, ip) in self.doors().iter().flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(end), Some(own)) = (self.leg_end(ip), self.own(&door.to, ip)) else { continue };
+            let called = states(&Class::every(ip).with(Var::Daddr, &Numbers::one(end)), &[Ct::New]);
+            let port = u16::try_from(door.port).expect("it is a port");
+            spec.instead(Outcome::Redirect(own, Some(port)), to_port(&called, door.protocol, door.outside));
+        }
+    }
+
+    /// Who comes in, packet by packet, and what is answered.
+    fn passing(&self, ip: Ip, comes_in: bool, spec: &mut Spec) {
+        for door in self.doors() {
+            let (Some(own), Some(callers)) = (self.own(&door.to, ip), self.callers(door, ip)) else { continue };
+            let own = Numbers::one(own);
+            let every = Class::every(ip);
+            let class = if comes_in {
+                let call = every.with(Var::Saddr, &callers).with(Var::Daddr, &own);
+                states(&to_port(&call, door.protocol, door.port), &KNOWN)
+            } else {
+                let answer = every.with(Var::Daddr, &callers).with(Var::Saddr, &own);
+                states(&from_port(&answer, door.protocol, door.port), &[Ct::EstablishedBack])
+            };
+            spec.must(Outcome::Accept, class);
+        }
     }
 
     /// What it forwards: out, what may go out, packet by packet; back, what a connection brings.
@@ -49,9 +74,15 @@ impl Facts<'_> {
                 for ip in Ip::BOTH {
                     spec.must(Outcome::Accept, states(&Class::every(ip), &[Ct::EstablishedBack]));
                     spec.must(Outcome::Accept, errors(&states(&Class::every(ip), &RELATED)));
+                    self.passing(ip, true, &mut spec);
                 }
             }
-            (WIRE, LEG) => Ip::BOTH.into_iter().for_each(|ip| self.leaving(ip, &mut spec)),
+            (WIRE, LEG) => {
+                for ip in Ip::BOTH {
+                    self.leaving(ip, &mut spec);
+                    self.passing(ip, false, &mut spec);
+                }
+            }
             _ => {}
         }
         spec

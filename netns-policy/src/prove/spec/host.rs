@@ -1,7 +1,7 @@
 //! The table of ours on the host: its lock on its own wire, the leg, and nobody else's traffic.
 
 use super::lock::{LO, held, opened};
-use super::{Facts, Right, Spec, addresses, states};
+use super::{Facts, Right, Spec, addresses, states, to_port};
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
 use crate::prove::numbers::Numbers;
@@ -35,6 +35,11 @@ const RST: u128 = 0x04;
 const ACK: u128 = 0x10;
 const FLAGS: u128 = 13;
 
+/// A link of ours, of whichever network.
+fn is_ours(link: &Link) -> bool {
+    link.group == crate::desired::GROUP
+}
+
 impl Facts<'_> {
     fn is_wire(&self, link: &Link) -> bool {
         link.name == Place::Host.inner_link(&self.graph.network().name).as_str()
@@ -55,19 +60,46 @@ impl Facts<'_> {
 
     /// The addresses that the host answers for, by version: its own, ours, and those of its loopback.
     pub(in crate::prove) fn host_local(&self) -> Vec<(Ip, Numbers)> {
-        let ours = self.ours_on_host();
-        let loopback = |ip| match ip {
+        Ip::BOTH.map(|ip| (ip, self.local(ip))).into()
+    }
+
+    fn local(&self, ip: Ip) -> Numbers {
+        let loopback = match ip {
             Ip::V4 => Numbers::range(0x7f00_0000, 0x7fff_ffff),
             _ => Numbers::one(1),
         };
-        let local = |ip| addresses(ip, self.host.addresses.iter().copied()).or(&ours(ip)).or(&loopback(ip));
-        Ip::BOTH.map(|ip| (ip, local(ip))).into()
+        addresses(ip, self.host.addresses.iter().copied()).or(&self.ours_on_host()(ip)).or(&loopback)
     }
 
     fn ours_on_host(&self) -> impl Fn(Ip) -> Numbers {
         let wire = self.addresses.of(&Place::Host).filter(|_| self.wires.contains_key(&Place::Host));
         let leg = self.has_leg().then(|| self.addresses.leg_host());
         move |ip| addresses(ip, [wire, leg].into_iter().flatten().flat_map(|own| own.iter().collect::<Vec<_>>()))
+    }
+
+    /// A port of the host that is exposed is the same port of the gateway's end of the leg, for those who may come in by it,
+    /// from any link that is not ours. All else goes on as it is.
+    pub(in crate::prove) fn host_prerouting(&self, from: &Link) -> Spec {
+        let mut spec = Spec::everything();
+        if is_ours(from) {
+            return spec;
+        }
+        for (door, ip) in self.doors().iter().flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(end), Some(callers)) = (self.leg_end(ip), self.callers(door, ip)) else { continue };
+            let call = states(&Class::every(ip).with(Var::Saddr, &callers), &[Ct::New]);
+            let call = to_port(&call, door.protocol, door.outside);
+            spec.instead(Outcome::Redirect(end, None), call.with(Var::Daddr, &self.local(ip)));
+        }
+        spec
+    }
+
+    /// Who comes in by a port, on the way to the gateway.
+    fn entering_by_leg(&self, spec: &mut Spec) {
+        for (door, ip) in self.doors().iter().flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(end), Some(callers)) = (self.leg_end(ip), self.callers(door, ip)) else { continue };
+            let call = Class::every(ip).with(Var::Saddr, &callers).with(Var::Daddr, &Numbers::one(end));
+            spec.must(Outcome::Accept, states(&to_port(&call, door.protocol, door.outside), &[Ct::New]));
+        }
     }
 
     /// What the host takes from a link: from its wire what edges open, from the leg answers alone; from other links
@@ -118,6 +150,7 @@ impl Facts<'_> {
         }
         if self.is_leg(by) {
             held(&mut spec);
+            self.entering_by_leg(&mut spec);
             return spec;
         }
         for ip in Ip::BOTH {
@@ -146,6 +179,11 @@ impl Facts<'_> {
         // What is public, though no service may go there; and the prefixes that somebody may reach on some port.
         let only = services().flat_map(|service| service.outbound.lan_only.iter().map(|(prefix, _)| prefix));
         let beyond = self.remote(ip).or(&self.lan(ip)).or(&super::prefixes(ip, only)).or(&resolver).without(&local);
+        // Who came in by a port may be anybody; what is answered, the gateway has asked.
+        if !self.doors().is_empty() {
+            let answer = states(&Class::every(ip), &[Ct::EstablishedBack]);
+            spec.must(Outcome::Accept, answer.with(Var::Daddr, &super::whole(ip).without(&self.local(ip))));
+        }
         // The pools' other addresses are not to be had from here by any route.
         spec.may(Outcome::Accept, Class::every(ip).with(Var::Daddr, &beyond));
     }
@@ -153,7 +191,7 @@ impl Facts<'_> {
     /// Whether forwarding between two links that are not ours was off, and is on because of the leg.
     fn was_off(&self, ip: Ip, from: &Link, by: &Link) -> bool {
         let off = |path: &str| self.host.original(path) == Some("0");
-        let ours = |link: &Link| link.group == crate::desired::GROUP;
+        let ours = is_ours;
         match ip {
             _ if !self.has_leg() => false,
             // One switch for all links there.

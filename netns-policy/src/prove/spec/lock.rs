@@ -1,6 +1,6 @@
 //! The second lock: what a service takes in, and what it lets out, whatever its wire brings or is sent.
 
-use super::{ESTABLISHED, Facts, LOOSE, RELATED, Right, Spec, echo_request, errors, states, to_ports};
+use super::{ESTABLISHED, Facts, LOOSE, RELATED, Right, Spec, echo_request, errors, states, to_port, to_ports};
 use crate::graph::{Dns, Service};
 use crate::prove::class::{Class, Ct, Ip, Var};
 use crate::prove::machine::{Link, Outcome};
@@ -25,7 +25,7 @@ pub(super) fn opened(right: &Right, peer: Var, within: impl Fn(Class) -> Class, 
         let address = if peer == Var::Saddr { client } else { server };
         let class = Class::every(*ip).with(peer, &Numbers::one(*address));
         spec.must(Outcome::Accept, within(states(&to_ports(&class, right.ports), &[Ct::New])));
-        if !right.is_resolver {
+        if !right.has_no_echo {
             let echo = echo_request(&class);
             spec.must(Outcome::Accept, within(states(&echo, &[Ct::New])));
             spec.must(Outcome::Accept, states(&echo, &ESTABLISHED));
@@ -43,6 +43,28 @@ impl Facts<'_> {
         let mut spec = Spec::default();
         held(&mut spec);
         self.rights_to(place).for_each(|right| opened(right, Var::Saddr, |class| class, &mut spec));
+        self.entered(place, &mut spec);
+        spec
+    }
+
+    /// New connections of who may come in by a port of the host.
+    fn entered(&self, place: &Place, spec: &mut Spec) {
+        let doors = self.doors().iter().filter(|door| door.to == *place);
+        for (door, ip) in doors.flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let Some(callers) = self.callers(door, ip) else { continue };
+            let call = states(&Class::every(ip).with(Var::Saddr, &callers), &[Ct::New]);
+            spec.must(Outcome::Accept, to_port(&call, door.protocol, door.port));
+        }
+    }
+
+    /// What the relay sends by a link: along its rights and no other way, and answers.
+    pub(in crate::prove) fn relay_output(&self, by: &Link) -> Spec {
+        if by.index == LO {
+            return Spec::everything();
+        }
+        let mut spec = Spec::default();
+        held(&mut spec);
+        self.rights_from(&Place::Relay).for_each(|right| opened(right, Var::Daddr, |class| class, &mut spec));
         spec
     }
 

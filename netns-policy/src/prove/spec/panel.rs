@@ -1,12 +1,16 @@
 //! The first lock: what a wire may send, and into which wire it goes.
 
-use super::{Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_ports, goes_out, to_ports};
+use super::{
+    Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_port, from_ports, goes_out, to_port, to_ports,
+};
 use crate::graph::Service;
 use crate::port::Protocol;
 use crate::prove::class::{Class, Ip, Var};
 use crate::prove::machine::Outcome;
 use crate::prove::numbers::Numbers;
 use crate::topology::Place;
+
+const TCP: u128 = 6;
 
 /// Untagged, with whole addresses, and without a routing header.
 fn frames(ip: Ip) -> Class {
@@ -57,8 +61,14 @@ impl Facts<'_> {
             Place::Service(name) => {
                 let service = self.graph.service(name.as_str());
                 service.into_iter().for_each(|service| self.out(place, service, &mut spec));
+                self.answers_outside(place, &mut spec);
             }
-            Place::Uplink => self.graph.services().for_each(|service| self.in_again(service, &mut spec)),
+            Place::Relay => self.answers_outside(place, &mut spec),
+            Place::Uplink => {
+                self.graph.services().for_each(|service| self.in_again(service, &mut spec));
+                self.calls_from_outside(&mut spec);
+                self.errors_from_outside(&mut spec);
+            }
             Place::Host => {}
         }
         spec
@@ -74,7 +84,7 @@ impl Facts<'_> {
         for (ip, client, server) in &right.ends {
             let class = between(&unparted(&frames(*ip)), *client, *server);
             spec.must(to, to_ports(&class, right.ports));
-            if !right.is_resolver {
+            if !right.has_no_echo {
                 spec.must(to, echo_request(&class));
             }
         }
@@ -91,7 +101,7 @@ impl Facts<'_> {
                 Protocol::Udp => answers,
             };
             spec.must(to, answers);
-            if !right.is_resolver {
+            if !right.has_no_echo {
                 spec.must(to, echo_reply(&class));
             }
         }
@@ -166,10 +176,51 @@ impl Facts<'_> {
                 };
                 self.way(&class, Var::Saddr, &way, to, spec);
             }
-            // Of whatever router; of the pool's addresses the gateway's own alone.
-            let routers = super::whole(ip).without(&self.pool(ip));
-            let routers = self.speaks(&Place::Uplink, ip).map_or(routers.clone(), |own| routers.or(&own));
-            spec.must(to, errors(&unparted(&class)).with(Var::Saddr, &routers));
+        }
+    }
+
+    /// Errors from outside to whoever has flows with it, of whatever router; of the pool's addresses the gateway's own alone.
+    fn errors_from_outside(&self, spec: &mut Spec) {
+        let services = self.graph.services().map(|service| (Place::Service(service.name.clone()), goes_out(service)));
+        for (place, goes_out) in services.chain([(Place::Relay, false)]) {
+            let Some(to) = self.wire_of(&place).filter(|_| goes_out || self.is_entered(&place)) else { continue };
+            for ip in Ip::BOTH {
+                let Some(own) = self.own(&place, ip) else { continue };
+                let class = frames(ip).with(Var::Daddr, &Numbers::one(own));
+                let routers = super::whole(ip).without(&self.pool(ip));
+                let routers = self.speaks(&Place::Uplink, ip).map_or(routers.clone(), |own| routers.or(&own));
+                spec.must(to, errors(&unparted(&class)).with(Var::Saddr, &routers));
+            }
+        }
+    }
+
+    /// Who comes in by a port of the host, and so by the gateway. The panel asks who it is only as far as that it is nobody
+    /// of the pools: the gateway and the lock ask the rest.
+    fn calls_from_outside(&self, spec: &mut Spec) {
+        for (door, ip) in self.doors().iter().flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(to), Some(own)) = (self.wire_of(&door.to), self.own(&door.to, ip)) else { continue };
+            let Some(callers) = self.callers(door, ip) else { continue };
+            let class = unparted(&frames(ip)).with(Var::Daddr, &Numbers::one(own));
+            let class = to_port(&class, door.protocol, door.port);
+            spec.must(to, class.with(Var::Saddr, &callers));
+            spec.may(to, class.with(Var::Saddr, &super::whole(ip).without(&self.pool(ip))));
+        }
+    }
+
+    /// The answers to who came in so, to the gateway: never a packet that opens a TCP connection.
+    fn answers_outside(&self, place: &Place, spec: &mut Spec) {
+        let Some(to) = self.wire_of(&Place::Uplink) else { return };
+        let doors = self.doors().iter().filter(|door| door.to == *place);
+        for (door, ip) in doors.flat_map(|door| Ip::BOTH.map(|ip| (door, ip))) {
+            let (Some(own), Some(callers)) = (self.own(place, ip), self.callers(door, ip)) else { continue };
+            let class = unparted(&frames(ip)).with(Var::Saddr, &Numbers::one(own));
+            let class = from_port(&class, door.protocol, door.port);
+            let class = match door.protocol {
+                TCP => class.with(Var::Len, &at_least(14)).with(Var::Flags, &no_opening()),
+                _ => class,
+            };
+            spec.must(to, class.with(Var::Daddr, &callers));
+            spec.may(to, class.with(Var::Daddr, &super::whole(ip).without(&self.pool(ip))));
         }
     }
 

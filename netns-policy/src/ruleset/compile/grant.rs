@@ -22,9 +22,9 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Whether the one may ask if the other is there. Nobody is at the resolver's address.
+    /// Whether the one may ask if the other is there. Nobody is at the resolver's address, and a relay has no need to.
     pub(super) fn has_echo(&self) -> bool {
-        self.to != Place::Uplink
+        self.to != Place::Uplink && self.from != Place::Relay
     }
 }
 
@@ -42,7 +42,7 @@ pub fn grants(graph: &AllowGraph, addresses: &AddressPlan) -> Vec<Grant> {
         let (from_addresses, to_addresses) = (addresses.of(&from)?, addresses.of(&to)?);
         Some(Grant { from, from_addresses, to, to_addresses, ports: edge.ports })
     });
-    join_ranges(edges.chain(dns(graph, addresses)).collect())
+    join_ranges(edges.chain(dns(graph, addresses)).chain(relayed(graph, addresses)).collect())
 }
 
 /// Long ranges of one pair that overlap become one: an interval map takes no overlap.
@@ -65,6 +65,16 @@ fn join_ranges(grants: Vec<Grant>) -> Vec<Grant> {
         }
     }
     joined
+}
+
+/// `relay = true`: the relay opens the connections to the service.
+fn relayed(graph: &AllowGraph, addresses: &AddressPlan) -> impl Iterator<Item = Grant> {
+    let exposures = graph.exposures().iter().filter(|exposure| exposure.way.relay().is_some());
+    exposures.filter_map(|exposure| {
+        let to = Place::Service(exposure.service.clone());
+        let (from_addresses, to_addresses) = (addresses.of(&Place::Relay)?, addresses.of(&to)?);
+        Some(Grant { from: Place::Relay, from_addresses, to, to_addresses, ports: exposure.ports })
+    })
 }
 
 /// `dns = "direct"`: port 53 of the resolver's address in the uplink.

@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::entrance::entrances;
 use super::grant::Grant;
 use super::lock::{Elements, called, callers, connection_sets, known, known_of};
 use super::outside::{join, not_direct};
-use super::vocabulary::{BOTH, Load, NEW, TCP, Version, Words, base_chain, interval, key, rule};
+use super::vocabulary::{BOTH, ESTABLISHED, Load, NEW, TCP, Version, Words, base_chain, interval, key, rule};
 use super::{Source, host_table};
 use crate::name::NetworkName;
 use crate::observed::Observed;
-use crate::ruleset::{Chain, ChainKind, Family, HookPoint, Reject, Rule, Ruleset, Set, Table};
+use crate::ruleset::{Chain, ChainKind, Family, Field, HookPoint, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::{Place, leg_link};
 
 /// `tcp flags`.
@@ -38,6 +39,10 @@ pub(super) fn compile(source: &Source, grants: &[&Grant]) -> Ruleset {
     for v in BOTH {
         sets.insert(v.named("not_direct"), not_direct(source, v));
         sets.insert(v.named("lan"), lan(source, v));
+        if !entrances(source).is_empty() {
+            sets.insert(v.named("ports"), ports(source, v));
+            sets.insert(v.named("exposed"), exposed(source, v));
+        }
     }
     let table = Table { chains: chains(source).into(), sets: sets.into(), dormant: false };
     Ruleset { tables: BTreeMap::from([((Family::Inet, host_table(source.graph)), table)]) }
@@ -56,6 +61,39 @@ fn lan(source: &Source, v: Version) -> Set {
     Set { elements: elements.collect(), ..interval(&[v.addr()]) }
 }
 
+/// Who may come in by which port of the host.
+fn ports(source: &Source, v: Version) -> Set {
+    let keys = entrances(source).into_iter().filter_map(|entrance| {
+        let (_, from) = entrance.of(source, v)?;
+        Some(entrance.keys_here(&from, entrance.outside))
+    });
+    let elements = keys.flatten().map(|key| (key, None)).collect();
+    Set { elements, ..interval(&[v.addr(), Field::InetProto, Field::InetService]) }
+}
+
+/// The same, as it looks when it is sent on to the gateway.
+fn exposed(source: &Source, v: Version) -> Set {
+    let end = source.addresses.leg_gateway().iter().find(|end| Version::of(*end) == v);
+    let keys = entrances(source).into_iter().filter_map(|entrance| {
+        let (_, from) = entrance.of(source, v)?;
+        Some(entrance.keys(&from, end?, entrance.outside))
+    });
+    let elements = keys.flatten().map(|key| (key, None)).collect();
+    Set { elements, ..interval(&[v.addr(), v.addr(), Field::InetProto, Field::InetService]) }
+}
+
+/// A port of one of the host's own addresses is the same port of the gateway's end of the leg, for those who may come in by
+/// it; never for who is on a link of ours.
+fn enter(source: &Source) -> Vec<Rule> {
+    let ends = source.addresses.leg_gateway();
+    let rules = ends.iter().map(|end| {
+        let v = Version::of(end);
+        let here = rule().nfproto(v).iif_is_not_ours().local_destination();
+        here.among(&[Load::Saddr(v), Load::L4proto, Load::Dport], &v.named("ports"), true).dnat(end, None)
+    });
+    rules.collect()
+}
+
 fn chains(source: &Source) -> BTreeMap<String, Chain> {
     let wire = Place::Host.inner_link(&source.graph.network().name).to_string();
     let leg = leg_link(&source.graph.network().name).to_string();
@@ -71,17 +109,22 @@ fn chains(source: &Source) -> BTreeMap<String, Chain> {
     // Before `filter` (0), so that what is dropped here is seen by nobody else; what is accepted here is still judged
     // by every other table.
     let base = |point, rules| base_chain(ChainKind::Filter, point, -10, true, rules);
-    BTreeMap::from([
+    let mut chains = BTreeMap::from([
         ("input".into(), base(HookPoint::Input, input)),
         ("output".into(), base(HookPoint::Output, output)),
         ("forward".into(), base(HookPoint::Forward, forward(source, &wire, &leg))),
         ("from_fabric".into(), regular(from_fabric())),
         ("to_fabric".into(), regular(to_fabric())),
-        ("from_leg".into(), regular(from_leg())),
-        ("to_leg".into(), regular(to_leg())),
+        ("from_leg".into(), regular(from_leg(source))),
+        ("to_leg".into(), regular(to_leg(source))),
         ("leaving".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, masquerade(source))),
         (PASSED.into(), base_chain(ChainKind::Filter, HookPoint::Postrouting, -150, true, passed(source))),
-    ])
+    ]);
+    if !entrances(source).is_empty() {
+        chains
+            .insert("to_gateway".into(), base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, enter(source)));
+    }
+    chains
 }
 
 /// The host's addresses on its wire and on its leg, as far as it has them.
@@ -193,8 +236,12 @@ fn to_fabric() -> Vec<Rule> {
     rules
 }
 
-fn from_leg() -> Vec<Rule> {
+fn from_leg(source: &Source) -> Vec<Rule> {
     let mut rules = vec![rule().local_destination().counter().drop()];
+    if !entrances(source).is_empty() {
+        // Who came in may have any address.
+        rules.push(rule().ct_state(ESTABLISHED).ct_reply().accept());
+    }
     for v in BOTH {
         let there = [Load::Daddr(v)];
         rules.push(rule().nfproto(v).among(&there, &v.named("lan"), true).accept());
@@ -204,8 +251,14 @@ fn from_leg() -> Vec<Rule> {
     rules
 }
 
-fn to_leg() -> Vec<Rule> {
+fn to_leg(source: &Source) -> Vec<Rule> {
     let mut rules = known();
+    if !entrances(source).is_empty() {
+        rules.extend(BOTH.map(|v| {
+            let call = [Load::Saddr(v), Load::Daddr(v), Load::L4proto, Load::Dport];
+            rule().nfproto(v).ct_state(NEW).among(&call, &v.named("exposed"), true).accept()
+        }));
+    }
     rules.push(rule().counter().drop());
     rules
 }

@@ -1,8 +1,9 @@
-//! The second lock: what stands in a service's own namespace.
+//! The second lock: what stands in a service's own namespace, and in the relay's.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::entrance::{Entrance, entrances};
 use super::grant::Grant;
 use super::outside::{lan, private, reach};
 use super::vocabulary::{
@@ -14,8 +15,8 @@ use crate::graph::{Denied, Dns, Limits, Service};
 use crate::ruleset::{ChainKind, Family, Field, HookPoint, Key, Reject, Rule, Ruleset, Set, Table};
 use crate::topology::Place;
 
-pub(super) fn compile(source: &Source, service: &Service, grants: &[&Grant]) -> Ruleset {
-    let me = Place::Service(service.name.clone());
+/// The lock of a service, or of the relay, which nobody has written anything else about.
+pub(super) fn compile(source: &Source, me: &Place, service: Option<&Service>, grants: &[&Grant]) -> Ruleset {
     let mut sets = connection_sets();
     for v in BOTH {
         sets.insert(v.named("private"), private(v));
@@ -24,17 +25,25 @@ pub(super) fn compile(source: &Source, service: &Service, grants: &[&Grant]) -> 
         sets.insert(v.named("lan"), interval(&[v.addr()]));
         sets.insert(v.named("reach"), interval(&[v.addr(), Field::InetProto, Field::InetService]));
     }
+    let entrances: Vec<Entrance> = entrances(source).into_iter().filter(|entrance| entrance.to == *me).collect();
+    if !entrances.is_empty() {
+        sets.extend(BOTH.map(|v| (v.named("exposed"), exposed(source, &entrances, v))));
+    }
     let mut lock = Elements { sets: &mut sets };
     for grant in grants {
-        lock.grant(&me, grant);
+        lock.grant(me, grant);
     }
-    lock.outbound(source, service);
+    service.into_iter().for_each(|service| lock.outbound(source, service));
+    let limits = service.map(|service| service.limits).unwrap_or_default();
     let mut chains = BTreeMap::from([
-        ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input(source))),
+        (
+            "input".into(),
+            base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input(source, !entrances.is_empty())),
+        ),
         ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, vec![])),
-        ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output(source, &service.limits))),
+        ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output(source, &limits))),
     ]);
-    if service.dns == Dns::Tor {
+    if service.is_some_and(|service| service.dns == Dns::Tor) {
         // -100 is `dstnat`, where nft(8) lets a redirect of local packets stand.
         let redirect = base_chain(ChainKind::Nat, HookPoint::Output, -100, true, ask_tor(source));
         chains.insert("resolve".into(), redirect);
@@ -101,10 +110,23 @@ fn permitted(side: &str, peer: fn(Version) -> Load) -> Vec<Rule> {
     rules.concat()
 }
 
-fn input(source: &Source) -> Vec<Rule> {
+/// Who may come in from outside, to which port.
+fn exposed(source: &Source, entrances: &[Entrance], v: Version) -> Set {
+    let keys = entrances.iter().flat_map(|entrance| entrance.keys_here(&entrance.sources(source, v), entrance.port));
+    let elements = keys.map(|key| (key, None)).collect();
+    Set { elements, ..interval(&[v.addr(), Field::InetProto, Field::InetService]) }
+}
+
+fn input(source: &Source, is_exposed: bool) -> Vec<Rule> {
     let mut rules = vec![rule().iif_lo().accept()];
     rules.extend(known());
     rules.extend(callers());
+    if is_exposed {
+        rules.extend(BOTH.map(|v| {
+            let call = [Load::Saddr(v), Load::L4proto, Load::Dport];
+            rule().nfproto(v).ct_state(NEW).among(&call, &v.named("exposed"), true).accept()
+        }));
+    }
     if source.graph.defaults().log {
         rules.push(rule().log("nsctl in "));
     }

@@ -9,6 +9,7 @@
 //!   one edge more or less is a constant number of elements.
 //! - No text of the operator becomes an identifier, except the network's name behind a prefix of ours.
 
+mod entrance;
 mod grant;
 mod host;
 mod lock;
@@ -70,6 +71,19 @@ impl Source<'_> {
         panel::compile(self)
     }
 
+    /// The pool of one version: its first and its last address.
+    fn pool(&self, v: vocabulary::Version) -> Option<outside::Range> {
+        match v {
+            vocabulary::Version::V4 => {
+                let pool = self.addresses.pool4();
+                Some((pool.network().into(), pool.broadcast().into()))
+            }
+            vocabulary::Version::V6 => {
+                self.addresses.pool6().map(|pool| (pool.network().into(), pool.broadcast().into()))
+            }
+        }
+    }
+
     /// The resolvers that `dns = "direct"` ends at: those of the policy, else the host's.
     pub fn resolvers(&self) -> &[std::net::IpAddr] {
         let written = &self.graph.network().resolvers;
@@ -114,9 +128,10 @@ impl Source<'_> {
         match place {
             Place::Host => host::compile(self, grants),
             Place::Service(name) => match self.graph.service(name.as_str()) {
-                Some(service) => lock::compile(self, service, grants),
+                Some(service) => lock::compile(self, place, Some(service), grants),
                 None => Ruleset::default(),
             },
+            Place::Relay => lock::compile(self, place, None, grants),
             Place::Uplink => uplink::compile(self),
         }
     }

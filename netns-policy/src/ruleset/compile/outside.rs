@@ -186,14 +186,14 @@ fn join_ports(mut ports: Vec<Ports>) -> Vec<Ports> {
     joined
 }
 
-fn number(address: IpAddr) -> u128 {
+pub(super) fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
         IpAddr::V6(address) => u128::from(address),
     }
 }
 
-fn address(v: Version, number: u128) -> IpAddr {
+pub(super) fn address(v: Version, number: u128) -> IpAddr {
     match v {
         Version::V4 => IpAddr::V4(u32::try_from(number).expect("between two IPv4 addresses").into()),
         Version::V6 => IpAddr::V6(number.into()),

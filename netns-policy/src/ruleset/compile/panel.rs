@@ -1,11 +1,11 @@
 //! The first lock: one ingress chain a wire, one chain a family, and maps that say which wire a packet goes into.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
+use super::entrance::{Entrance, entrances};
 use super::grant::{Grant, grants};
 use super::outside::{lan, private, reach};
-use super::vocabulary::{BOTH, Load, TCP, UDP, Version, dynamic, interval, interval_map, key, map, rule, set};
+use super::vocabulary::{BOTH, Load, TCP, UDP, Version, Words, dynamic, interval, interval_map, key, map, rule, set};
 use super::{EXPAND, Source, TABLE};
 use crate::graph::{Denied, Service};
 use crate::ruleset::{Chain, ChainKind, Family, Field, Hook, HookPoint, Key, Rule, Ruleset, Set, Table};
@@ -26,6 +26,9 @@ pub(super) fn compile(source: &Source) -> Ruleset {
     }
     for service in source.graph.services() {
         panel.outbound(source, service);
+    }
+    for entrance in entrances(source) {
+        panel.entrance(source, &entrance);
     }
     Ruleset { tables: BTreeMap::from([((Family::Netdev, TABLE.to_owned()), table)]) }
 }
@@ -51,6 +54,11 @@ fn sets(source: &Source) -> BTreeMap<String, Set> {
         add("errors_back", map(&way));
         add("icmp_errors", constant(v.icmp_field(), v.icmp_errors()));
         add("private", private(v));
+        if !entrances(source).is_empty() {
+            let end = [Field::IfaceIndex, v.addr(), Field::InetProto, Field::InetService];
+            add("exposed", map(&end));
+            add("exposed_back", map(&end));
+        }
         add("pool", pool(source, v));
     }
     sets.insert("denied".into(), dynamic(&[Field::IfaceIndex], 65535, 86400));
@@ -63,14 +71,7 @@ fn constant(field: Field, values: &[u8]) -> Set {
 }
 
 fn pool(source: &Source, v: Version) -> Set {
-    let pool: Option<(IpAddr, IpAddr)> = match v {
-        Version::V4 => {
-            let pool = source.addresses.pool4();
-            Some((pool.network().into(), pool.broadcast().into()))
-        }
-        Version::V6 => source.addresses.pool6().map(|pool| (pool.network().into(), pool.broadcast().into())),
-    };
-    let elements = pool.into_iter().map(|(from, to)| (key().addrs(from, to).range_key(), None)).collect();
+    let elements = source.pool(v).into_iter().map(|(from, to)| (key().addrs(from, to).range_key(), None)).collect();
     Set { elements, ..interval(&[v.addr()]) }
 }
 
@@ -127,6 +128,9 @@ fn family(source: &Source, v: Version) -> Vec<Rule> {
     let echo = [Load::Iif, Load::Saddr(v), Load::Daddr(v), Load::IcmpType];
     rules.push(rule().l4proto(v.icmp()).fwd(&echo, &v.named("echo")));
     rules.extend(errors(v));
+    if !entrances(source).is_empty() {
+        rules.extend(exposed(v));
+    }
     rules.extend(outside(v));
     rules.extend(refusal(source, v));
     rules
@@ -175,6 +179,20 @@ fn errors(v: Version) -> Vec<Rule> {
         start().has(&about(to), &v.named(stem)).fwd(&about(Load::Daddr(v)), &v.named(stem))
     })
     .to_vec()
+}
+
+/// Who comes in by a port of the host, with an address of its own: the far one is in no key, but it is never of a pool,
+/// so nobody in the fabric is taken for somebody outside.
+fn exposed(v: Version) -> [Rule; 3] {
+    let (here, there) = ([Load::Saddr(v)], [Load::Daddr(v)]);
+    let answer = [Load::Iif, Load::Saddr(v), Load::L4proto, Load::Sport];
+    let outward = |words: Words| words.among(&there, &v.named("pool"), false).fwd(&answer, &v.named("exposed_back"));
+    let call = [Load::Iif, Load::Daddr(v), Load::L4proto, Load::Dport];
+    [
+        rule().among(&here, &v.named("pool"), false).fwd(&call, &v.named("exposed")),
+        outward(rule().l4proto(TCP).tcp_flags(SYN | ACK, false, SYN)),
+        outward(rule().l4proto(UDP)),
+    ]
 }
 
 /// To the gateway and back: after all exact entries have missed.
@@ -274,11 +292,27 @@ impl Elements<'_> {
         }
     }
 
+    fn entrance(&mut self, source: &Source, entrance: &Entrance) {
+        let (Some(&uplink), Some(&wire)) = (self.indexes.get(&Place::Uplink), self.indexes.get(&entrance.to)) else {
+            return;
+        };
+        for v in BOTH {
+            let Some((address, from)) = entrance.of(source, v) else { continue };
+            if from.is_empty() {
+                continue;
+            }
+            let end = |index| entrance.fill(key().iface(index).addr(address), entrance.port).exact();
+            self.put(v.named("exposed"), end(uplink), Some(wire));
+            self.put(v.named("exposed_back"), end(wire), Some(uplink));
+            self.put(v.named("errors_back"), key().iface(uplink).addr(address).exact(), Some(wire));
+        }
+    }
+
     fn outbound(&mut self, source: &Source, service: &Service) {
         let place = Place::Service(service.name.clone());
         let (Some(&wire), Some(&uplink)) = (self.indexes.get(&place), self.indexes.get(&Place::Uplink)) else { return };
         let Some(addresses) = source.addresses.of(&place) else { return };
-        if !crate::topology::uses_uplink(service) {
+        if !crate::topology::uses_uplink(source.graph, service) {
             return;
         }
         for address in addresses.iter() {

@@ -1,11 +1,13 @@
-//! The gateway `uplink`: the way out of `outbound = "direct"` and `"lan"`, and the resolver of `dns = "direct"`.
+//! The gateway `uplink`: the way out of `outbound = "direct"` and `"lan"`, the resolver of `dns = "direct"`, and the way in
+//! of `expose.lan` and `expose.port`.
 //!
-//! Every packet towards the outside is asked anew who may send it, so that a revoked way is closed for open
-//! connections too; only replies rest on connection tracking.
+//! Every packet towards the outside, and every one that comes in by an exposure, is asked anew who may send it, so that
+//! a revoked way is closed for open connections too; only replies rest on connection tracking.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::entrance::entrances;
 use super::lock::known;
 use super::outside::{direct_reach, lan, lan_reach, not_direct};
 use super::vocabulary::{
@@ -25,13 +27,17 @@ const RST: u8 = 0x04;
 pub(super) fn compile(source: &Source) -> Ruleset {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::from([
         ("input".into(), base_chain(ChainKind::Filter, HookPoint::Input, 0, false, input())),
-        ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, forward())),
+        ("forward".into(), base_chain(ChainKind::Filter, HookPoint::Forward, 0, false, forward(source))),
         ("refuse".into(), Chain { hook: None, rules: refuse() }),
         ("output".into(), base_chain(ChainKind::Filter, HookPoint::Output, 0, false, output())),
         ("to_resolver".into(), base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, resolve(source))),
     ]);
     let leaving = vec![rule().oifname(LEG).masquerade()];
     chains.insert("leaving".into(), base_chain(ChainKind::Nat, HookPoint::Postrouting, 100, true, leaving));
+    if !entrances(source).is_empty() {
+        let to_service = base_chain(ChainKind::Nat, HookPoint::Prerouting, -100, true, enter(source));
+        chains.insert("to_service".into(), to_service);
+    }
     let table = Table { chains: chains.into(), sets: sets(source).into(), dormant: false };
     Ruleset { tables: BTreeMap::from([((Family::Inet, TABLE.to_owned()), table)]) }
 }
@@ -40,6 +46,7 @@ fn sets(source: &Source) -> BTreeMap<String, Set> {
     let mut sets = BTreeMap::new();
     for v in BOTH {
         sets.insert(v.named("host"), host(source, v));
+        exposed(source, v).into_iter().for_each(|set| drop(sets.insert(v.named("exposed"), set)));
         sets.insert(v.named("not_direct"), not_direct(source, v));
         let mut direct = set(&[v.addr()]);
         let mut lan_set = interval(&[v.addr(), v.addr()]);
@@ -89,6 +96,32 @@ pub(super) fn resolvers(source: &Source, v: Version) -> Vec<IpAddr> {
     source.resolvers().iter().copied().filter(|address| Version::of(*address) == v).take(1).collect()
 }
 
+/// Who may come in to whom: from, to, and the port there.
+fn exposed(source: &Source, v: Version) -> Option<Set> {
+    let entrances = entrances(source);
+    let keys = entrances.iter().filter_map(|entrance| {
+        let (to, from) = entrance.of(source, v)?;
+        Some(entrance.keys(&from, to, entrance.port))
+    });
+    let shape = interval(&[v.addr(), v.addr(), Field::InetProto, Field::InetService]);
+    let elements = keys.flatten().map(|key| (key, None)).collect();
+    (!entrances.is_empty()).then_some(Set { elements, ..shape })
+}
+
+/// A port of the leg's end, to which the host has translated its own, is the port of a service.
+fn enter(source: &Source) -> Vec<Rule> {
+    let ends = source.addresses.leg_gateway();
+    let rules = entrances(source).into_iter().flat_map(|entrance| {
+        let pairs: Vec<_> = ends.iter().zip(entrance.to_addresses.iter()).collect();
+        pairs.into_iter().map(move |(end, to)| {
+            let called = rule().iifname(LEG).nfproto(Version::of(end)).daddr(end);
+            let called = called.l4proto(entrance.protocol.number()).dport(entrance.outside);
+            called.dnat(to, Some(entrance.port))
+        })
+    });
+    rules.collect()
+}
+
 fn input() -> Vec<Rule> {
     let mut rules = vec![rule().iif_lo().accept()];
     rules.extend(known());
@@ -110,13 +143,24 @@ fn output() -> Vec<Rule> {
     rules
 }
 
-fn forward() -> Vec<Rule> {
+fn forward(source: &Source) -> Vec<Rule> {
     let mut rules = vec![
         rule().clamp_mss(),
         // What belongs to no connection is not translated either: it would leave with a source of the pool.
         rule().ct_state(INVALID | UNTRACKED).counter().drop(),
     ];
     let back = || rule().iifname(LEG).oifname(WIRE);
+    if !entrances(source).is_empty() {
+        rules.extend(BOTH.map(|v| {
+            let call = [Load::Saddr(v), Load::Daddr(v), Load::L4proto, Load::Dport];
+            back().nfproto(v).among(&call, &v.named("exposed"), true).accept()
+        }));
+        rules.extend(BOTH.map(|v| {
+            let answer = [Load::Daddr(v), Load::Saddr(v), Load::L4proto, Load::Sport];
+            let answer = rule().iifname(WIRE).oifname(LEG).nfproto(v).among(&answer, &v.named("exposed"), true);
+            answer.ct_state(ESTABLISHED).ct_reply().accept()
+        }));
+    }
     rules.push(back().ct_state(ESTABLISHED).ct_reply().accept());
     for v in BOTH {
         let error = back().nfproto(v).l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);

@@ -7,6 +7,8 @@
 //!   that are reserved for documentation are like any other.
 //! - `lan` opens the prefixes of `[network] lan`. A restricted form opens just these ports.
 //! - `dns = "direct"` opens port 53 of one address, which the gateway sends on to a resolver.
+//! - `expose.lan` and `expose.port` let the prefixes of `[network] lan`, or everybody who is not of the pools, open
+//!   connections to one port of one service by a port of the host, and by no other address.
 //! - Answers come back, and so do ICMP errors about an open flow, whatever router sends them. Nothing else comes in.
 //! - What leaves has the gateway's source, and then the host's.
 //! - Parts of datagrams may pass between a service and the gateway where the service may send any to that address.
@@ -17,6 +19,7 @@ mod sample;
 use std::net::IpAddr;
 
 use crate::address::AddressPlan;
+use crate::exposure::{Exposure, Way};
 use crate::graph::{AllowGraph, Dns, Service};
 use crate::name::ServiceName;
 use crate::network::HostNetwork;
@@ -72,7 +75,7 @@ pub enum Kind {
     Reply(Protocol),
     /// What looks like an answer, of no flow.
     Unsolicited(Protocol),
-    /// Somebody outside opens a connection to the service's own port.
+    /// Somebody outside opens a connection to a port of the service's own address.
     Opening(Protocol),
     /// Somebody outside asks for an echo.
     EchoIn,
@@ -140,7 +143,7 @@ impl<'a> Premises<'a> {
 
     fn reaches_lan(&self, service: &Service, to: IpAddr, ports: Option<(Protocol, u16)>) -> bool {
         let outbound = &service.outbound;
-        let whole = outbound.lan && self.graph.network().lan.iter().any(|prefix| prefix.contains(to));
+        let whole = outbound.lan && self.is_lan(to);
         let covers = |only: &crate::port::Ports| ports.is_some_and(|(protocol, port)| only.covers(protocol, port));
         let part = outbound.lan_only.iter().any(|(prefix, only)| prefix.contains(to) && covers(only));
         (whole || part) && !self.is_own(to)
@@ -185,6 +188,21 @@ impl<'a> Premises<'a> {
         service.dns == Dns::Direct && class.port == 53 && self.resolver(class.remote).is_some()
     }
 
+    /// Whether `from` may come in to `port` of the service itself by a port of the host, and by which.
+    pub fn entrance(&self, service: &Service, from: IpAddr, protocol: Protocol, port: u16) -> Option<u16> {
+        let here = |exposure: &&Exposure| exposure.service == service.name && exposure.ports.covers(protocol, port);
+        self.graph.exposures().iter().filter(here).find_map(|exposure| match exposure.way {
+            _ if self.is_pooled(from) || exposure.way.relay().is_some() => None,
+            Way::Lan { external, .. } if self.is_lan(from) => Some(external),
+            Way::Port { external, .. } => Some(external),
+            _ => None,
+        })
+    }
+
+    fn is_lan(&self, address: IpAddr) -> bool {
+        self.graph.network().lan.iter().any(|prefix| prefix.contains(address))
+    }
+
     /// Whether the service may have a flow of this protocol with the remote port of the class.
     fn opens(&self, service: &Service, class: &OutsideClass, protocol: Protocol) -> bool {
         self.reaches(service, class.remote, Some((protocol, class.port))) || self.asks(service, class)
@@ -217,7 +235,7 @@ impl<'a> Premises<'a> {
 
     /// The fabric tells public addresses, not remote ones: parts that go too far end in the gateway.
     fn may_send_parts(&self, service: &Service, to: IpAddr) -> bool {
-        let lan = service.outbound.lan && self.graph.network().lan.iter().any(|prefix| prefix.contains(to));
+        let lan = service.outbound.lan && self.is_lan(to);
         lan || (service.outbound.direct && self.is_public(to))
     }
 }

@@ -69,6 +69,7 @@ fn graph(edges: &[recipe::Edge<'_>]) -> AllowGraph {
         peers: Default::default(),
         edges: edges.iter().map(edge).collect(),
         exposures: vec![],
+        exposes_nothing: false,
     }
 }
 

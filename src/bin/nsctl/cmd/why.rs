@@ -11,7 +11,7 @@ use netns_policy::graph::{AllowGraph, Edge, Origin, Target};
 use netns_policy::port::Ports;
 use netns_policy::topology::Place;
 use nsctl::attempt::{Attempt, AttemptError, Lookup, Question, attempt, refusals};
-use nsctl::status::Counts;
+use nsctl::status::{Counts, exposure_state};
 use nsctl::{Error, Orchestrator, Planned};
 use serde_json::{Value, json};
 
@@ -122,14 +122,18 @@ fn passed(planned: &Planned, question: &Question) -> Option<(u64, u64)> {
 
 /// How it is with a way in, as `status` has it.
 fn state(explanation: &Explanation) -> Option<&'static str> {
-    let outside = matches!(&explanation.answer, Answer::Yes(reach) if reach.is_way_in);
-    outside.then_some("not served")
+    match &explanation.answer {
+        Answer::Yes(reach) => reach.way_in.as_ref().map(exposure_state),
+        _ => None,
+    }
 }
 
 fn text(args: &Args, explanation: &Explanation, kernel: &Kernel) {
     output::line(explanation);
-    if let Some(state) = state(explanation) {
-        output::line(format_args!("     {state} yet: nothing is open for it"));
+    match state(explanation) {
+        Some("not served") => output::line(format_args!("     not served yet: nothing is open for it")),
+        Some("needs the daemon") => output::line(format_args!("     needs the daemon: it hands the connections on")),
+        _ => {}
     }
     if let Some((packets, bytes)) = kernel.passed {
         output::line(format_args!("     passed so far: {packets} packets, {bytes} bytes"));

@@ -98,6 +98,18 @@ impl OutsideClass {
         let service = premises.service(&self.service);
         let flow = protocol.filter(|protocol| service.is_some_and(|s| premises.opens(s, self, *protocol)));
         let connections = flow.map(|protocol| self.flow(route, protocol)).unwrap_or_default();
+        if let Kind::Opening(protocol) = self.kind
+            && let Some(outside) = service.and_then(|s| premises.entrance(s, self.remote, protocol, self.port))
+        {
+            // What has come as far as the gateway under this address has been translated there.
+            let inside = [&behind_host, &on_wire].iter().all(|arrival| {
+                // No rule asks for what no IP stack takes as a source.
+                let martian = self.remote.is_loopback() || self.remote.is_multicast();
+                martian || world.receive(arrival, &connections).fate == Fate::Delivered(self.service.as_str())
+            });
+            let before = world.receive(&whole, &connections).is_delivered();
+            return inside && (!before || outside == self.port);
+        }
         if expected {
             return world.receive(&whole, &connections).fate == Fate::Delivered(self.service.as_str());
         }
