@@ -535,6 +535,7 @@ impl Orchestrator {
                 }
             }
         }
+        crate::drift::cookies::forget(&linux);
         notes.dedup();
         Ok(Removed { network, plan: first.unwrap_or_default(), report, notes })
     }
@@ -554,7 +555,7 @@ impl Orchestrator {
     /// As [`Orchestrator::plan`].
     pub fn status(&self) -> Result<Status, Error> {
         let planned = self.look()?;
-        let mut status = Status::of(&planned);
+        let mut status = Status::of(&planned, &self.extra(&planned)?);
         let linux = self.kernel(&planned.desired.network)?;
         for service in planned.checked.graph.services() {
             status.warnings.extend(self.unreachable(&linux, &planned, service)?);
@@ -709,7 +710,9 @@ impl Orchestrator {
             store.record_addresses(&planned.book)?;
         }
         let linux = self.linux(&planned.desired.network, store)?;
-        run(&Recording::strict(&linux, store), &planned.plan, report, last)
+        let done = run(&Recording::strict(&linux, store), &planned.plan, report, last);
+        crate::drift::cookies::record(&linux, &planned.plan);
+        done
     }
 
     fn notes(&self, planned: &Planned) -> Vec<Note> {

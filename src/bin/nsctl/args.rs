@@ -56,6 +56,8 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         network: Option<NetworkName>,
     },
+    /// Names every difference between kernel and policy; exit code 1 if there is one.
+    Drift,
     /// Prints the addresses of a service and its neighbours, and the unit settings that put it into its namespace.
     Env {
         /// The service.

@@ -3,6 +3,7 @@
 mod apply;
 mod completions;
 mod demo;
+mod drift;
 mod env;
 mod exec;
 mod fmt;
@@ -35,6 +36,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Completions { shell } => Ok(completions::completions(*shell)),
         Command::Demo => demo::demo(args),
         Command::Down { network } => apply::down(args, &orchestrator(args, false), network.as_ref()),
+        Command::Drift => drift::drift(args, &orchestrator(args, false)),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
@@ -74,6 +76,7 @@ fn may(command: &Command) -> Result<(), Error> {
     let verb = match command {
         Command::Apply { .. } => "apply",
         Command::Down { .. } => "down",
+        Command::Drift => "drift",
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Prove { live: true } => "prove --live",
