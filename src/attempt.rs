@@ -14,7 +14,7 @@ mod dial;
 mod evidence;
 mod judge;
 mod names;
-mod stranger;
+pub(crate) mod stranger;
 
 use std::net::IpAddr;
 use std::time::Duration;
