@@ -20,6 +20,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub(crate) use extra::place_of;
 pub use extra::{Extra, ExtraLink, Links, OutsideProcess, StrayProcess};
 
 use crate::orchestrator::{Error, Orchestrator, Planned};

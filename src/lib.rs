@@ -51,6 +51,7 @@
 //! - What exists is read from the kernel before every change, never remembered.
 
 pub mod attempt;
+pub mod doctor;
 pub mod drift;
 pub mod exec;
 pub(crate) mod file;

@@ -200,7 +200,7 @@ fn units(planned: &Planned) -> BTreeMap<&str, (String, String)> {
 }
 
 /// `web` of `shop-web`, `fabric` of `shop+fabric`.
-pub(super) fn place_of(network: &str, netns: &str) -> String {
+pub(crate) fn place_of(network: &str, netns: &str) -> String {
     netns.strip_prefix(network).map_or(netns, |place| place.trim_start_matches(['-', '+'])).to_owned()
 }
 

@@ -50,6 +50,8 @@ pub enum Command {
     },
     /// Shows everything on a bitcoin node of 17 services, in a sandbox that touches nothing of the host.
     Demo,
+    /// Looks for what keeps the policy from holding, and says what to do; changes nothing.
+    Doctor,
     /// Removes everything that is nsctl's; recorded addresses stay.
     Down {
         /// This network, whatever the policy says; default: the policy's, else the only one that is known.

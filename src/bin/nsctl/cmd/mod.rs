@@ -3,6 +3,7 @@
 mod apply;
 mod completions;
 mod demo;
+mod doctor;
 mod drift;
 mod env;
 mod exec;
@@ -35,6 +36,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Check => check(args),
         Command::Completions { shell } => Ok(completions::completions(*shell)),
         Command::Demo => demo::demo(args),
+        Command::Doctor => Ok(doctor::doctor(args, &orchestrator(args, false))),
         Command::Down { network } => apply::down(args, &orchestrator(args, false), network.as_ref()),
         Command::Drift => drift::drift(args, &orchestrator(args, false)),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
@@ -87,6 +89,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Check
         | Command::Completions { .. }
         | Command::Demo
+        | Command::Doctor
         | Command::Env { .. }
         | Command::Fmt { .. }
         | Command::Grant { .. }
