@@ -189,7 +189,8 @@ pub enum Drift {
         link: String,
         link_kind: Option<String>,
     },
-    /// More links than are told one by one; `count` is nothing where they are more than anybody reads.
+    /// More links than are told one by one; `count` is nothing where they are too many to be listed, or
+    /// never hold still.
     ManyLinks {
         #[serde(flatten)]
         at: Spot,

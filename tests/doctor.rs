@@ -335,6 +335,16 @@ fn a_process_without_power_is_seen_and_not_complained_of() {
         assert!(is_well("privileges"), "{seen:?}");
         let occupants = of("occupants");
         assert!(occupants[0].ends_with("; 1 service namespace has somebody in them"), "it was seen: {occupants:?}");
+        // Another user with one power alone.
+        let one = "--inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin --bounding-set=-all,+net_admin";
+        let user = "--reuid=65534 --regid=65534 --clear-groups";
+        let line = format!("netns exec d-db setpriv {user} {one} sleep 100");
+        let able = Sleeper::of(Command::new("ip").args(line.split(' ')));
+        let expected = format!(
+            "warn: process {} (sleep) of db has CAP_NET_ADMIN: it can undo its own lock, and the panel alone stands",
+            able.0.id()
+        );
+        assert_eq!(of("privileges"), [expected]);
         network.down();
     });
 }

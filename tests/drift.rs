@@ -304,6 +304,8 @@ fn a_process_in_a_replaced_namespace_is_named_until_it_ends() {
     in_sandbox(|| {
         let network = applied();
         let sleeper = Sleeper::in_netns("d-web");
+        // Somebody else's namespace is nobody's business.
+        let _other = Sleeper(Command::new("unshare").args(["--net", "sleep", "100"]).spawn().unwrap());
         assert_eq!(told(), (0, "no drift\n".to_owned()), "it is at home");
         let pid = sleeper.pid();
         let stray =
@@ -318,8 +320,15 @@ fn a_process_in_a_replaced_namespace_is_named_until_it_ends() {
         // Down and up again: what it lived in is known still.
         network.down();
         network.apply();
-        assert_eq!(kinds(), [stray], "after down and apply");
-        drop(sleeper);
+        assert_eq!(kinds(), std::slice::from_ref(&stray), "after down and apply");
+        // The next one too, which is replaced in its turn.
+        let next = Sleeper::in_netns("d-web");
+        ip("netns del d-web");
+        network.apply();
+        let both = kinds();
+        assert!(both.len() == 2 && both.contains(&stray), "{both:?}");
+        assert!(both.iter().any(|line| line.contains(&format!("process {} (sleep)", next.pid()))), "{both:?}");
+        drop((sleeper, next));
         assert_eq!(told(), (0, "no drift\n".to_owned()), "it has ended");
         network.down();
         assert!(!fs::exists("/run/nsctl").unwrap(), "nothing is kept of namespaces in which nobody lives");

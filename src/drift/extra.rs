@@ -60,7 +60,7 @@ pub struct Extra {
 pub struct Links {
     /// The first of them.
     pub named: Vec<ExtraLink>,
-    /// How many more there are; nothing when they are more than anybody reads.
+    /// How many more there are; nothing when they are too many to be listed, or never hold still.
     pub more: Option<usize>,
 }
 

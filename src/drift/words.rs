@@ -59,7 +59,9 @@ impl fmt::Display for Drift {
                 write!(f, "link {link}{kind} {at} is not ours")
             }
             Self::ManyLinks { at, count: Some(count) } => write!(f, "{count} more links {at} are not ours"),
-            Self::ManyLinks { at, count: None } => write!(f, "there are more links {at} than anybody reads"),
+            Self::ManyLinks { at, count: None } => {
+                write!(f, "the links {at} cannot be listed: they are too many, or never hold still")
+            }
             rules => rules.of_rules(f),
         }
     }
