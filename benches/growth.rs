@@ -41,7 +41,7 @@ const OFFLINE: [&[&str]; 8] = [
     &["schema"],
 ];
 
-const LIVE: [&[&str]; 6] = [&["apply"], &["apply"], &["plan"], &["status"], &["verify"], &["down"]];
+const LIVE: [&[&str]; 7] = [&["apply"], &["apply"], &["plan"], &["status"], &["drift"], &["verify"], &["down"]];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();

@@ -14,7 +14,7 @@ mod dial;
 mod evidence;
 mod judge;
 mod names;
-mod stranger;
+pub(crate) mod stranger;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -125,7 +125,7 @@ pub fn attempt(nsctl: &Orchestrator, question: &Question) -> Result<Attempt, Att
     let strangers = stranger::on_the_way(&scene);
     let lookup = names::lookup(&scene, &question.to);
     let tries = addresses.into_iter().map(|address| scene.attempt(address, &strangers)).collect();
-    let drift = crate::status::undone(&planned);
+    let drift = crate::drift::undone(&planned).iter().map(ToString::to_string).collect();
     let (from, to) = (question.from.clone(), question.to.clone());
     Ok(Attempt { from, to, protocol, port, allowed, lookup, tries, drift, strangers })
 }

@@ -41,7 +41,7 @@
 //! 2. [`orchestrator`]: the verbs. [`policy`] finds the files, [`store`] keeps what must be remembered (addresses, sysctls as
 //!    they were), [`reconcile`] carries one plan out, [`report`] says what became of it.
 //! 3. [`kernel`]: looking and doing.
-//! 4. For people: [`status`]; [`verify`] and [`matrix`], which try every pair; [`exec`] and [`mod@unit`], to be inside;
+//! 4. For people: [`status`]; [`drift`], each difference by its name; [`doctor`], what else could go wrong; [`verify`] and [`matrix`], which try every pair; [`exec`] and [`mod@unit`], to be inside;
 //!    [`uplink`], what on the host stands in the way out; [`rewrite`], how a file of theirs is replaced.
 //! 5. [`sandbox`] and [`internet`]: a machine to try all of it on.
 //!
@@ -54,6 +54,8 @@ pub mod attempt;
 pub(crate) mod clock;
 #[cfg(feature = "daemon")]
 pub mod daemon;
+pub mod doctor;
+pub mod drift;
 pub mod exec;
 pub(crate) mod fault;
 pub(crate) mod file;

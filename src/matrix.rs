@@ -86,8 +86,8 @@ pub fn verify(
 
 /// What is foreign is told by `status`; it is no reason not to look.
 pub(crate) fn is_applied(planned: &Planned) -> Result<(), MatrixError> {
-    match crate::status::undone(planned).into_iter().next() {
-        Some(what) => Err(MatrixError::NotApplied { what }),
+    match crate::drift::undone(planned).first() {
+        Some(what) => Err(MatrixError::NotApplied { what: what.to_string() }),
         None => Ok(()),
     }
 }

@@ -335,6 +335,25 @@ impl Orchestrator {
     ///
     /// As [`Orchestrator::plan`]; a policy that is wrong is no error where a generation is in force.
     pub fn status(&self) -> Result<Status, Error> {
+        let InForceNow { planned, number, pending, files } = self.look_in_force()?;
+        let mut status = Status::of(&planned, &self.extra(&planned)?);
+        status.files = files;
+        status.generation = number;
+        status.held = held::read(&self.options.run, &planned.desired.network).iter().map(held::word).collect();
+        status.pending = pending.as_ref().map(Into::into);
+        let linux = self.kernel(&planned.desired.network)?;
+        for service in planned.checked.graph.services() {
+            status.warnings.extend(self.unreachable(&linux, &planned, service)?);
+        }
+        Ok(status)
+    }
+
+    /// The kernel beside the generation in force; beside the files where none is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::look`]; a policy that is wrong is no error where a generation is in force.
+    pub(crate) fn look_in_force(&self) -> Result<InForceNow, Error> {
         let files = self.check();
         let network = match &files {
             Ok(checked) => checked.graph.network().name.clone(),
@@ -352,20 +371,12 @@ impl Orchestrator {
             Some(number) => self.look_at(number, &network)?,
             None => self.looked(files?)?,
         };
-        let mut status = Status::of(&planned);
-        status.files = number.map(|_| match now {
+        let files = number.map(|_| match now {
             Ok(now) if now == store::digest(&planned.checked.sources) => "the same",
             Ok(_) => "changed",
             Err(()) => "refused",
         });
-        status.generation = number;
-        status.held = held::read(&self.options.run, &network).iter().map(held::word).collect();
-        status.pending = pending.as_ref().map(Into::into);
-        let linux = self.kernel(&planned.desired.network)?;
-        for service in planned.checked.graph.services() {
-            status.warnings.extend(self.unreachable(&linux, &planned, service)?);
-        }
-        Ok(status)
+        Ok(InForceNow { planned, number, pending, files })
     }
 
     /// The kernel beside a generation that is kept, without a proof.
@@ -512,6 +523,15 @@ impl Orchestrator {
         let exposures = unserved.map(|exposure| Note::NotServed { exposure: exposure.to_string() });
         exposures.chain(crate::uplink::notes(planned, &self.options.netns)).collect()
     }
+}
+
+/// What is, beside what is in force.
+pub(crate) struct InForceNow {
+    pub(crate) planned: Planned,
+    pub(crate) number: Option<Number>,
+    pub(crate) pending: Option<Pending>,
+    /// What the files say by now: `the same`, `changed`, `refused`.
+    pub(crate) files: Option<&'static str>,
 }
 
 /// Whether another network is there: its fabric has a pin.

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netns_policy::ask::{Answer, Ask};
-use netns_policy::changes::{Change, observed_names};
+use netns_policy::changes::observed_names;
 use netns_policy::exposure::Way;
 use netns_policy::graph::{Edge, Origin, Outbound, Target};
 use netns_policy::observed::Observed;
-use netns_policy::plan::Step;
 use netns_policy::port::{Ports, Protocol};
 use netns_policy::ruleset::{Count, Key};
 use netns_policy::topology::Place;
 use serde::Serialize;
 
+use crate::drift::{self, Extra};
 use crate::orchestrator::Planned;
 use crate::store::{Fate, Number, Pending};
 
@@ -136,8 +136,8 @@ pub struct ExposureStatus {
 }
 
 impl Status {
-    /// The status that follows from a plan that was just made.
-    pub fn of(planned: &Planned) -> Self {
+    /// The status that follows from a plan that was just made, and from what was seen beside it.
+    pub fn of(planned: &Planned, extra: &Extra) -> Self {
         let graph = &planned.checked.graph;
         let counts = Counts::new(&planned.observed);
         Self {
@@ -164,7 +164,7 @@ impl Status {
             pending: None,
             held: Vec::new(),
             files: None,
-            drift: drift(planned),
+            drift: drift::drift(planned, extra).iter().map(ToString::to_string).collect(),
             warnings: Vec::new(),
         }
     }
@@ -295,38 +295,4 @@ fn element_ports(key: &Key) -> Option<Ports> {
 
 fn add(a: Count, b: Count) -> Count {
     Count { packets: a.packets + b.packets, bytes: a.bytes + b.bytes }
-}
-
-/// Each difference once, in the operator's words: edges and services first, then what else a turn would do, then what is
-/// foreign.
-pub fn drift(planned: &Planned) -> Vec<String> {
-    let mut drift = undone(planned);
-    let fabric = planned.observed.fabric.iter().flat_map(|fabric| &fabric.foreign_tables);
-    drift.extend(fabric.map(|(family, name)| format!("foreign table {family} {name} in the fabric")));
-    let restless = planned.observed.namespaces.iter().filter(|(_, namespace)| namespace.restless);
-    drift.extend(restless.map(|(netns, _)| format!("somebody changes the rules inside {netns} without pause")));
-    drift.extend(planned.observed.foreign.iter().map(|netns| format!("foreign namespace {netns}")));
-    drift
-}
-
-/// What the next turn would do.
-pub fn undone(planned: &Planned) -> Vec<String> {
-    let mut undone: Vec<String> = planned.plan.changes.iter().map(change).collect();
-    let told = !undone.is_empty();
-    // No change tells of these.
-    let apart =
-        |step: &Step| matches!(step, Step::WriteFiles { .. } | Step::SetSysctl { .. } | Step::SetNetnsSysctl { .. });
-    undone.extend(planned.plan.steps.iter().filter(|step| !told || apart(step)).map(ToString::to_string));
-    undone
-}
-
-fn change(change: &Change) -> String {
-    match change {
-        Change::AddService { name, .. } => format!("service {name} is missing"),
-        Change::RemoveService { netns } => format!("namespace {netns} is not in the policy"),
-        Change::AddEdge(passage) => format!("edge {passage} is missing"),
-        Change::RemoveEdge(passage) => format!("edge {passage} is not in the policy"),
-        Change::Renumber { name, from, to } => format!("{name} has {from} and ought to have {to}"),
-        Change::Repair { what } => what.clone(),
-    }
 }

@@ -21,6 +21,7 @@ use netns_policy::ruleset::Family;
 use netns_policy::ruleset::compile::{LEG, PASSED, host_table};
 use netns_policy::topology::{Place, leg_link};
 
+use self::culprit::Way;
 use crate::kernel::datagram;
 use crate::kernel::netns::Netns;
 use crate::kernel::nft::NftSocket;
@@ -118,11 +119,11 @@ fn blocked(planned: &Planned, stopped: &[&str]) -> Vec<Blocked> {
     let leg = leg_link(&planned.desired.network);
     let chains = NftSocket::open().and_then(|socket| socket.chains()).unwrap_or_default();
     let legacy: BTreeSet<&str> = stopped.iter().copied().filter(|family| has_legacy_filter(family)).collect();
-    culprit::find(&chains, stopped, &legacy, leg.as_str())
+    culprit::find(&chains, (stopped, Way::Through), &legacy, leg.as_str())
 }
 
 /// Whether iptables-legacy(8) has a filter table for the family; `/proc/net` would be that of the process's first thread.
-fn has_legacy_filter(family: &str) -> bool {
+pub(crate) fn has_legacy_filter(family: &str) -> bool {
     let file = if family == "ip" { "ip_tables_names" } else { "ip6_tables_names" };
     let tables = std::fs::read_to_string(Path::new("/proc/thread-self/net").join(file)).unwrap_or_default();
     tables.lines().any(|table| table == "filter")

@@ -428,7 +428,7 @@ fn what_is_foreign_is_told_and_left_alone() {
         let upkeep = "1 step of upkeep, none made yet; run `nsctl apply` to make it\n";
         assert_eq!(text(&run("plan").stdout), upkeep);
         assert_eq!(text(&run("apply").stdout), "1 step of upkeep made\n");
-        let expected = ["foreign table inet other in the fabric", "foreign namespace shop-other"];
+        let expected = ["foreign table inet other in shop+fabric", "foreign namespace shop-other"];
         assert_eq!(json("status")["drift"], Value::from(expected.to_vec()));
         assert_eq!(code(&run("verify")), 0, "what is foreign is no reason not to look");
         assert_eq!(code(&run("down")), 0);

@@ -116,6 +116,30 @@ fn every_code_is_documented_and_every_documented_code_exists() {
     assert_eq!(codes(table), defined);
 }
 
+/// `MissingWire` is `missing-wire`.
+fn kebab(name: &str) -> String {
+    let parts = name.chars().map(|c| if c.is_uppercase() { format!("-{}", c.to_lowercase()) } else { c.to_string() });
+    parts.collect::<String>().trim_start_matches('-').to_owned()
+}
+
+#[test]
+fn every_kind_of_drift_and_every_check_of_the_doctor_is_documented() {
+    let (cli, drift) = (read("docs/cli.md"), read("src/drift.rs"));
+    let (_, kinds) = drift.split_once("pub enum Drift {").unwrap();
+    let (kinds, _) = kinds.split_once("\n}\n").unwrap();
+    let lines = kinds.lines().filter_map(|line| line.strip_prefix("    ")?.split(' ').next());
+    let kinds: Vec<String> = lines.filter(|name| name.starts_with(char::is_uppercase)).map(kebab).collect();
+    assert!(kinds.len() > 30, "{kinds:?}");
+    let source = sources(&["src/doctor", "src/bin/nsctl/cmd"]);
+    let made = ["ok(", "warn(", "fail("].into_iter().flat_map(|made| source.split(made).skip(1));
+    let checks: BTreeSet<&str> =
+        made.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next()).collect();
+    assert!(checks.len() > 15, "{checks:?}");
+    for word in kinds.iter().map(String::as_str).chain(checks) {
+        assert!(cli.contains(&format!("`{word}`")), "{word} is not in docs/cli.md");
+    }
+}
+
 #[test]
 fn documents_are_plain_ascii() {
     for document in documents() {

@@ -233,26 +233,35 @@ fn without_any_lock_the_panel_still_stands() {
 type Damage = (&'static str, &'static str);
 
 const DAMAGES: [Damage; 20] = [
-    ("ip -n f-web link del net0", "the wire of web is missing or changed"),
-    ("ip -n f-web link set net0 down", "the wire of web is missing or changed"),
-    ("ip -n f-web link set net0 down name eth7", "the wire of web is missing or changed"),
-    ("ip -n f-web route del default", "mend the wire of web"),
-    ("ip -n f-web address flush dev net0", "the wire of web is missing or changed"),
-    ("ip -n f-web link set net0 mtu 1500", "the wire of web is missing or changed"),
-    ("ip -n f+fabric link set web down", "raise 1 wire"),
-    ("ip -n f+fabric link del web", "the wire of web is missing or changed"),
-    ("ip netns del f-web", "service web is missing"),
+    ("ip -n f-web link del net0", "the wire of web is missing"),
+    ("ip -n f-web link set net0 down", "the wire of web is changed: it is down at its own end"),
+    ("ip -n f-web link set net0 down name eth7", "the wire of web is missing"),
+    ("ip -n f-web route del default", "web has lost the route 0.0.0.0/0"),
+    ("ip -n f-web address flush dev net0", "the wire of web is changed: address 10.231.0.3 is gone"),
+    ("ip -n f-web link set net0 mtu 1500", "the wire of web is changed: MTU 1500 instead of 65535"),
+    ("ip -n f+fabric link set web down", "the wire of web is down at the end in the fabric"),
+    ("ip -n f+fabric link del web", "the wire of web is missing"),
+    ("ip netns del f-web", "namespace f-web is missing"),
     ("ip netns del f+fabric", "edge web -> db:tcp:5432 is missing"),
     ("ip link del f+host", "edge host -> db:tcp:5432 is missing"),
-    ("ip link del f+leg", "create link f+leg to f+uplink"),
-    ("ip -n f+uplink link set up0 down", "create link f+leg to f+uplink"),
-    ("ip -n f+uplink route del default dev up0", "create link f+leg to f+uplink"),
-    ("ip netns exec f+uplink sysctl -w net.ipv4.ip_forward=0", "set net.ipv4.ip_forward = 1 in f+uplink"),
-    ("ip netns exec f+fabric sysctl -w net.ipv4.ip_forward=1", "set net.ipv4.ip_forward = 0 in f+fabric"),
-    ("ip rule del priority 11102", "route the pool in table"),
-    ("ip netns exec f-db nft flush chain inet nsctl input", "the lock of db is missing or changed"),
-    ("ip netns exec f-db nft add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }", "in db"),
-    ("ip netns exec f+fabric nft add table netdev somebody", "foreign table netdev somebody in the fabric"),
+    ("ip link del f+leg", "the leg f+leg of the uplink is gone"),
+    ("ip -n f+uplink link set up0 down", "the leg f+leg of the uplink is changed"),
+    ("ip -n f+uplink route del default dev up0", "the leg f+leg of the uplink is changed"),
+    (
+        "ip netns exec f+uplink sysctl -w net.ipv4.ip_forward=0",
+        "sysctl net.ipv4.ip_forward in f+uplink is 0 and ought to be 1",
+    ),
+    (
+        "ip netns exec f+fabric sysctl -w net.ipv4.ip_forward=1",
+        "sysctl net.ipv4.ip_forward in f+fabric is 1 and ought to be 0",
+    ),
+    ("ip rule del priority 11102", "the host's rules and routes into the pool"),
+    ("ip netns exec f-db nft flush chain inet nsctl input", "chain input of inet nsctl in f-db: "),
+    (
+        "ip netns exec f-db nft add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }",
+        "the lock in f-db has 10.231.0.9 -> db:tcp:22",
+    ),
+    ("ip netns exec f+fabric nft add table netdev somebody", "foreign table netdev somebody in f+fabric"),
 ];
 
 #[test]
@@ -277,7 +286,7 @@ fn whatever_is_broken_is_seen_and_mended() {
             siege.end();
         }
         // A stranger's table is told of and left alone: it is not ours.
-        assert_eq!(network.drift(), ["foreign table netdev somebody in the fabric"]);
+        assert_eq!(network.drift(), ["foreign table netdev somebody in f+fabric"]);
         network.nft("fabric", "delete table netdev somebody");
         assert_eq!(network.drift(), [""; 0]);
         network.down();

@@ -6,6 +6,7 @@ use netns_policy::ruleset::compile::TABLE;
 use netns_policy::topology::Place;
 
 use super::evidence::Scene;
+use crate::kernel::Linux;
 use crate::kernel::nft::{ListedChain, NftSocket};
 use crate::uplink::culprit::{drops, has_refusal};
 
@@ -50,15 +51,20 @@ pub(super) fn on_the_way(scene: &Scene) -> Vec<Stranger> {
         places.push(("host".into(), None));
     }
     for (place, netns) in places {
-        // Who is root in there could make more of them than anybody reads.
-        let read = || NftSocket::open_wary()?.chains();
-        let chains = match &netns {
-            Some(netns) => scene.linux.inside(netns, read).unwrap_or_default(),
-            None => read().unwrap_or_default(),
-        };
-        all.extend(chains.iter().filter_map(|chain| stranger(&place, netns.as_ref(), chain)));
+        all.extend(at(scene.linux, &place, netns.as_ref()));
     }
     all
+}
+
+/// Every base chain of others in one namespace; nothing for the host's own.
+pub(crate) fn at(linux: &Linux, place: &str, netns: Option<&String>) -> Vec<Stranger> {
+    // Who is root in there could make more of them than anybody reads.
+    let read = || NftSocket::open_wary()?.chains();
+    let chains = match netns {
+        Some(netns) => linux.inside(netns, read).unwrap_or_default(),
+        None => read().unwrap_or_default(),
+    };
+    chains.iter().filter_map(|chain| stranger(place, netns, chain)).collect()
 }
 
 fn stranger(place: &str, netns: Option<&String>, chain: &ListedChain) -> Option<Stranger> {

@@ -14,7 +14,7 @@ use super::snapshot::{NetworkSnapshot, REMEMBERED, Repair};
 use crate::orchestrator::history::Settled;
 use crate::orchestrator::mend::InForce;
 use crate::store::StoreError;
-use crate::{Error, Orchestrator, Planned, clock, held, status};
+use crate::{Error, Orchestrator, Planned, clock, drift, held};
 
 /// What is left after one turn is a race or a fault: the next turns are for the races.
 const TURNS: usize = 4;
@@ -124,7 +124,9 @@ impl Watched {
             let plan = Orchestrator::left(&planned, &self.held);
             if plan.is_empty() {
                 let changes = if self.held.is_empty() { planned.plan.changes.clone() } else { Vec::new() };
-                self.tell(status::drift(&Planned { plan: Plan { changes, ..plan }, ..planned }));
+                let planned = Planned { plan: Plan { changes, ..plan }, ..planned };
+                let extra = self.nsctl.extra(&planned)?;
+                self.tell(drift::drift(&planned, &extra).iter().map(ToString::to_string).collect());
                 break;
             }
             let sites = spoiled(&plan, &planned.observed, &planned.desired);
@@ -184,7 +186,7 @@ impl Watched {
         if plan.is_empty() {
             return Ok(false);
         }
-        let drift = status::drift(&mended.before);
+        let drift: Vec<String> = drift::undone(&mended.before).iter().map(ToString::to_string).collect();
         if first {
             let sites = spoiled(plan, &mended.before.observed, &mended.before.desired);
             self.budget.spend(&sites, Instant::now());

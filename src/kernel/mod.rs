@@ -5,7 +5,9 @@
 pub mod address;
 mod apply;
 pub use apply::occupants;
+pub mod cgroup;
 pub mod conntrack;
+pub mod cookie;
 pub mod datagram;
 mod host;
 pub mod link;

@@ -1,5 +1,6 @@
 //! Which processes live in a namespace.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -42,9 +43,66 @@ pub fn processes_in(netns: &Netns) -> io::Result<Occupants> {
     Ok(occupants)
 }
 
-type Identity = (u64, u64);
+/// A namespace as nsfs names it, by device and inode. The kernel gives the number out again as soon as the namespace is gone,
+/// so that it tells apart only what exists at the same time.
+pub type Identity = (u64, u64);
 
-fn identity(metadata: &fs::Metadata) -> Identity {
+/// Which namespace each process is in.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Census {
+    /// The processes by the namespace of their first thread, in order.
+    pub processes: BTreeMap<Identity, Vec<Pid>>,
+    /// How many processes could not be looked at.
+    pub unseen: usize,
+}
+
+impl Census {
+    /// Asks every process once, and no thread but its first.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc` cannot be read.
+    pub fn take() -> io::Result<Self> {
+        let mut census = Self::default();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            match fs::metadata(entry.path().join("ns/net")) {
+                Ok(is) => census.processes.entry(identity(&is)).or_default().push(Pid::from_raw(pid)),
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => census.unseen += 1,
+                // It ended meanwhile.
+                Err(_) => {}
+            }
+        }
+        census.processes.values_mut().for_each(|pids| pids.sort());
+        Ok(census)
+    }
+
+    /// The namespace that a process was in.
+    pub fn netns_of(&self, pid: Pid) -> Option<Identity> {
+        self.processes.iter().find(|(_, pids)| pids.binary_search(&pid).is_ok()).map(|(netns, _)| *netns)
+    }
+}
+
+/// The namespace that is pinned at, or linked from, `path`.
+///
+/// # Errors
+///
+/// When nothing is there.
+pub fn identity_at(path: &Path) -> io::Result<Identity> {
+    Ok(identity(&fs::metadata(path)?))
+}
+
+/// What a process is called (`/proc/PID/comm`), with what no terminal should see replaced; nothing when it has ended.
+pub fn name_of(pid: Pid) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = String::from_utf8_lossy(&name);
+    let shown = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+    Some(name.trim_end_matches('\n').chars().map(shown).collect())
+}
+
+/// The namespace that an open file of nsfs is.
+pub fn identity(metadata: &fs::Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 

@@ -16,6 +16,7 @@ use netns_policy::topology::Place;
 use super::recording::{Recording, run};
 use super::{Applied, Checked, Confirm, Error, How, Occupied, Orchestrator, Planned, Running, TURNS, is_up, proved};
 use crate::clock;
+use crate::drift::cookies;
 use crate::held;
 use crate::kernel::{Linux, occupants, probe};
 use crate::lockout;
@@ -261,7 +262,9 @@ impl Orchestrator {
             store.record_addresses(&planned.book)?;
         }
         let linux = self.linux(&planned.desired.network, store)?;
-        run(&Recording::strict(&linux, store), &planned.plan, report, last)
+        let done = run(&Recording::strict(&linux, store), &planned.plan, report, last);
+        cookies::record(&linux, &planned.plan);
+        done
     }
 }
 

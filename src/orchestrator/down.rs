@@ -9,6 +9,7 @@ use netns_policy::topology::is_netns_of;
 
 use super::recording::{Recording, run};
 use super::{Error, Orchestrator, Running, TURNS, told};
+use crate::drift::cookies;
 use crate::held;
 use crate::kernel::{Kernel as _, netns};
 use crate::report::Report;
@@ -59,6 +60,7 @@ impl Orchestrator {
         if let Err(error) = recorded.and_then(|()| store.forget_pending()) {
             notes.push(format!("{}: the generation stays recorded as in force", told(&error)));
         }
+        cookies::forget(&linux);
         held::lift(&self.options.run, &network);
         let (first, report) = self.take_down(&network, &store, &mut notes)?;
         if !report.done.is_empty() {

@@ -9,6 +9,7 @@ use netns_policy::ruleset::compile::Capabilities;
 
 use super::recording::{Recording, run};
 use super::{Checked, Error, Orchestrator, Planned, history, proved};
+use crate::drift::cookies;
 use crate::kernel::probe;
 use crate::report::Report;
 use crate::store::Number;
@@ -83,7 +84,9 @@ impl Orchestrator {
                 store.record_addresses(&before.book)?;
             }
             let linux = self.linux(&in_force.network, &store)?;
-            run(&Recording::strict(&linux, &store), &plan, &mut report, false)?;
+            let done = run(&Recording::strict(&linux, &store), &plan, &mut report, false);
+            cookies::record(&linux, &plan);
+            done?;
         }
         Ok(Mended { before: Planned { plan, ..before }, report })
     }

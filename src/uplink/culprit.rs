@@ -1,4 +1,4 @@
-//! Which chain of the host stops the leg, and the line that lets it pass.
+//! Which chain of the host stops a link of ours, and the line that lets it pass.
 
 use std::collections::BTreeSet;
 
@@ -8,18 +8,42 @@ use netns_policy::ruleset::{Expr, Verdict};
 use super::Blocked;
 use crate::kernel::nft::ListedChain;
 
-/// `NF_INET_FORWARD`.
-const FORWARD: u32 = 2;
+/// Which way packets take through the host by a link of ours.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Way {
+    /// From it or to it, on to somebody else.
+    Through,
+    /// From it to the host itself.
+    In,
+    /// From the host itself to it.
+    Out,
+}
 
-/// The chains that may stop packets of the `stopped` families (`ip`, `ip6`) from `leg`: those that drop by policy; if
-/// there is none, iptables-legacy's, whose rules cannot be read, and those that have any rule against packets.
-pub(super) fn find(chains: &[ListedChain], stopped: &[&str], legacy: &BTreeSet<&str>, leg: &str) -> Vec<Blocked> {
-    let mut suspects: Vec<&ListedChain> = chains.iter().filter(|chain| is_suspect(chain, stopped)).collect();
+impl Way {
+    /// `NF_INET_*`, and what iptables(8) calls its chain there.
+    fn hook(self) -> (u32, &'static str) {
+        match self {
+            Self::Through => (2, "FORWARD"),
+            Self::In => (1, "INPUT"),
+            Self::Out => (3, "OUTPUT"),
+        }
+    }
+}
+
+/// The chains that may stop packets of the `stopped` families (`ip`, `ip6`) on their way by `leg`: those that drop by
+/// policy; if there is none, iptables-legacy's, whose rules cannot be read, and those that have any rule against packets.
+pub(crate) fn find(
+    chains: &[ListedChain],
+    (stopped, way): (&[&str], Way),
+    legacy: &BTreeSet<&str>,
+    leg: &str,
+) -> Vec<Blocked> {
+    let mut suspects: Vec<&ListedChain> = chains.iter().filter(|chain| is_suspect(chain, stopped, way)).collect();
     suspects.sort_by_key(|chain| chain.base.map(|base| base.priority));
     let named = |chain: &&ListedChain| {
         let policy = if drops(chain) { "policy drop" } else { "one of its rules" };
         let name = format!("{} {} {} ({policy})", chain.family, chain.table, chain.name);
-        Blocked { chain: name, remedy: remedy(chains, chain, leg) }
+        Blocked { chain: name, remedy: remedy(chains, chain, way, leg) }
     };
     // Once its remedy was followed it is another one that drops.
     let certain: Vec<_> =
@@ -28,13 +52,13 @@ pub(super) fn find(chains: &[ListedChain], stopped: &[&str], legacy: &BTreeSet<&
         return certain;
     }
     let doubtful = suspects.iter().filter(|chain| !lets_pass(chains, chain, leg) && has_refusal(chain)).map(named);
-    legacy.iter().map(|family| legacy_filter(family, leg)).chain(doubtful).collect()
+    legacy.iter().map(|family| legacy_filter(family, way, leg)).chain(doubtful).collect()
 }
 
-fn is_suspect(chain: &ListedChain, stopped: &[&str]) -> bool {
+fn is_suspect(chain: &ListedChain, stopped: &[&str], way: Way) -> bool {
     let ours = chain.family == "inet" && chain.table.strip_prefix(TABLE).is_some_and(|rest| rest.starts_with('-'));
     let judges = chain.family == "inet" || stopped.contains(&chain.family.as_str());
-    judges && !ours && chain.base.is_some_and(|base| base.number == FORWARD)
+    judges && !ours && chain.base.is_some_and(|base| base.number == way.hook().0)
 }
 
 /// Whether a base chain drops what no rule judged.
@@ -72,14 +96,15 @@ fn same_table<'a>(chains: &'a [ListedChain], of: &'a ListedChain) -> impl Iterat
 }
 
 /// The line in the words of whoever keeps the chain: he would take away what others put into it.
-fn remedy(chains: &[ListedChain], of: &ListedChain, leg: &str) -> String {
+fn remedy(chains: &[ListedChain], of: &ListedChain, way: Way, leg: &str) -> String {
     let has = |name: &str| same_table(chains, of).any(|chain| chain.name == name);
     let iptables = if of.family == "ip6" { "ip6tables" } else { "iptables" };
-    if has("DOCKER-USER") {
-        return both(|way, _| format!("{iptables} -I DOCKER-USER {way} {leg} -j ACCEPT"));
+    if has("DOCKER-USER") && way == Way::Through {
+        return both(way, |flag, _| format!("{iptables} -I DOCKER-USER {flag} {leg} -j ACCEPT"));
     }
     if has("ufw-user-forward") || has("ufw6-user-forward") {
-        return both(|_, word| format!("ufw route allow {word} on {leg}"));
+        let route = if way == Way::Through { "route " } else { "" };
+        return both(way, |_, word| format!("ufw {route}allow {word} on {leg}"));
     }
     if of.table == "firewalld" {
         let zone = format!("firewall-cmd --zone=trusted --add-interface={leg}");
@@ -87,20 +112,25 @@ fn remedy(chains: &[ListedChain], of: &ListedChain, leg: &str) -> String {
     }
     let ListedChain { family, table, name, .. } = of;
     // Quoted twice: for the shell, and for nft(8), to which a plus sign is no part of a name.
-    both(|_, word| format!("nft 'insert rule {family} {table} {name} {}ifname \"{leg}\" accept'", &word[..1]))
+    both(way, |_, word| format!("nft 'insert rule {family} {table} {name} {}ifname \"{leg}\" accept'", &word[..1]))
 }
 
-fn legacy_filter(family: &str, leg: &str) -> Blocked {
+fn legacy_filter(family: &str, way: Way, leg: &str) -> Blocked {
     let iptables = if family == "ip6" { "ip6tables-legacy" } else { "iptables-legacy" };
+    let chain = way.hook().1;
     Blocked {
-        chain: format!("{iptables} filter FORWARD"),
-        remedy: both(|way, _| format!("{iptables} -I FORWARD {way} {leg} -j ACCEPT")),
+        chain: format!("{iptables} filter {chain}"),
+        remedy: both(way, |flag, _| format!("{iptables} -I {chain} {flag} {leg} -j ACCEPT")),
     }
 }
 
-/// The way out and the way back of the answers.
-fn both(line: impl Fn(&str, &str) -> String) -> String {
-    format!("{} && {}", line("-i", "in"), line("-o", "out"))
+/// The way out and the way back of the answers, where somebody else is at the other end; the host knows its own answers.
+fn both(way: Way, line: impl Fn(&str, &str) -> String) -> String {
+    match way {
+        Way::Through => format!("{} && {}", line("-i", "in"), line("-o", "out")),
+        Way::In => line("-i", "in"),
+        Way::Out => line("-o", "out"),
+    }
 }
 
 #[cfg(test)]
@@ -112,12 +142,12 @@ mod tests {
 
     fn chain(path: &str, policy_accept: Option<bool>, rules: Vec<Vec<Expr>>) -> ListedChain {
         let [family, table, name] = path.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
-        let base = policy_accept.map(|policy_accept| ListedHook { number: FORWARD, priority: 0, policy_accept });
+        let base = policy_accept.map(|policy_accept| ListedHook { number: 2, priority: 0, policy_accept });
         ListedChain { family, table, name, base, rules: rules.into_iter().map(Rule::from).collect() }
     }
 
     fn found(chains: &[ListedChain], stopped: &[&str]) -> Vec<(String, String)> {
-        let all = find(chains, stopped, &BTreeSet::new(), "node+leg");
+        let all = find(chains, (stopped, Way::Through), &BTreeSet::new(), "node+leg");
         all.into_iter().map(|blocked| (blocked.chain, blocked.remedy)).collect()
     }
 
@@ -167,7 +197,22 @@ mod tests {
 
     #[test]
     fn what_iptables_legacy_has_cannot_be_read_and_is_named() {
-        let named = find(&[], &["ip"], &BTreeSet::from(["ip"]), "node+leg");
+        let named = find(&[], (&["ip"], Way::Through), &BTreeSet::from(["ip"]), "node+leg");
         assert_eq!(named[0].chain, "iptables-legacy filter FORWARD");
+    }
+    #[test]
+    fn what_the_host_itself_takes_and_sends_is_another_chain_with_another_line() {
+        let at = |path: &str, number| {
+            let base = Some(ListedHook { number, priority: 0, policy_accept: false });
+            ListedChain { base, ..chain(path, None, vec![]) }
+        };
+        let ufw =
+            [at("ip filter INPUT", 1), at("ip filter OUTPUT", 3), chain("ip filter ufw-user-forward", None, vec![])];
+        let found = |way| find(&ufw, (&["ip"], way), &BTreeSet::new(), "node+host");
+        let said = |way| found(way).into_iter().map(|blocked| (blocked.chain, blocked.remedy)).collect::<Vec<_>>();
+        let line = |chain: &str, remedy: &str| vec![(format!("ip filter {chain} (policy drop)"), remedy.to_owned())];
+        assert_eq!(said(Way::In), line("INPUT", "ufw allow in on node+host"));
+        assert_eq!(said(Way::Out), line("OUTPUT", "ufw allow out on node+host"));
+        assert_eq!(said(Way::Through), []);
     }
 }

@@ -395,7 +395,7 @@ pub type Members = Shared<BTreeMap<Key, Option<Vec<u8>>>>;
 
 impl Set {
     /// The ports in a key of it; nothing where it has none.
-    pub(crate) fn ports_in(&self, key: &Key) -> Option<Ports> {
+    pub fn ports_in(&self, key: &Key) -> Option<Ports> {
         let mut at = 0;
         let mut protocol = None;
         for field in &self.key {

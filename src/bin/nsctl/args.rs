@@ -88,6 +88,8 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         network: Option<NetworkName>,
     },
+    /// Looks for what keeps the policy from holding, and says what to do; changes nothing.
+    Doctor,
     /// Removes everything that is nsctl's; recorded addresses stay.
     Down {
         /// This network, whatever the policy says; default: the policy's, else the only one that is known.
@@ -97,6 +99,8 @@ pub enum Command {
         #[arg(long)]
         stop: bool,
     },
+    /// Names every difference between kernel and policy; exit code 1 if there is one.
+    Drift,
     /// Prints the addresses of a service and its neighbours, and the unit settings that put it into its namespace.
     Env {
         /// The service.

@@ -5,6 +5,8 @@ mod completions;
 #[cfg(feature = "daemon")]
 mod daemon;
 mod demo;
+mod doctor;
+mod drift;
 mod env;
 mod exec;
 mod fmt;
@@ -47,7 +49,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Diff { from, to, network } => {
             generations::diff(args, &orchestrator(args, false), network.as_ref(), *from, *to)
         }
+        Command::Doctor => Ok(doctor::doctor(args, &orchestrator(args, false))),
         Command::Down { network, stop } => apply::down(args, &orchestrator(args, false), network.as_ref(), *stop),
+        Command::Drift => drift::drift(args, &orchestrator(args, false)),
         Command::Env { service } => env::env(args, &orchestrator(args, false), service),
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
@@ -101,6 +105,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Hold { .. } => "hold",
         Command::Rollback { .. } => "rollback",
         Command::Down { .. } => "down",
+        Command::Drift => "drift",
         Command::Exec { .. } => "exec",
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Prove { live: true } => "prove --live",
@@ -113,6 +118,7 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Check
         | Command::Completions { .. }
         | Command::Demo
+        | Command::Doctor
         | Command::Env { .. }
         | Command::Fmt { .. }
         | Command::Grant { .. }

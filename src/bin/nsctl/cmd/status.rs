@@ -34,6 +34,12 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
             status.held.join(", ")
         ));
     }
+    if !status.drift.is_empty() {
+        output::line(
+            "\ndrift; `nsctl apply` repairs what is ours, and leaves alone what is foreign (`nsctl drift` says more):",
+        );
+        status.drift.iter().for_each(|what| output::line(format_args!("  {what}")));
+    }
     output::line(format_args!("\n{:<24} {:<5} {:<15} {}", "SERVICE", "STATE", "IPV4", "IPV6"));
     for service in &status.services {
         let v6 = service.address6.map(|v6| v6.to_string()).unwrap_or_default();
@@ -65,12 +71,8 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
         status.asks.iter().for_each(|ask| output::line(format_args!("  {ask}")));
     }
     status.warnings.iter().for_each(output::talk);
-    match status.drift.as_slice() {
-        [] => output::line("\nno drift"),
-        drift => {
-            output::line("\ndrift; `nsctl apply` repairs what is ours, and leaves alone what is foreign:");
-            drift.iter().for_each(|what| output::line(format_args!("  {what}")));
-        }
+    if status.drift.is_empty() {
+        output::line("\nno drift");
     }
     Ok(ExitCode::SUCCESS)
 }
