@@ -71,6 +71,8 @@ pub(crate) mod trusted;
 pub mod unit;
 pub mod uplink;
 pub mod verify;
+#[cfg(feature = "daemon")]
+pub mod worker;
 
 pub use netns_policy;
 pub use orchestrator::{Applied, Checked, Error, Note, Options, Orchestrator, Planned, Removed};
