@@ -136,7 +136,8 @@ impl Tender {
     /// Hears a worker out and passes on what is wanted, until it ends or has to.
     async fn watch(&mut self, running: &mut Running, spec: Arc<Spec>) -> Result<End, Failure> {
         let pid = running.pid();
-        let (mut greeted, mut ready, mut spec) = (false, false, spec);
+        // How many of the orders given it has not answered yet.
+        let (mut greeted, mut due, mut spec) = (false, 1, spec);
         let born = Instant::now();
         let mut deadline = born + self.timing.ready;
         loop {
@@ -153,11 +154,11 @@ impl Tender {
                     if !self.can_take(running, &spec, &wanted)? {
                         return Ok(End::Replaced(wanted));
                     }
-                    (spec, ready, deadline) = (wanted, false, Instant::now() + self.timing.ready);
+                    (spec, due, deadline) = (wanted, due + 1, Instant::now() + self.timing.ready);
                     continue;
                 }
                 () = sleep_until(deadline) => {
-                    return Err(if ready { Failure::Silent(self.timing.silence) } else { Failure::NotReady(self.timing.ready) });
+                    return Err(if due == 0 { Failure::Silent(self.timing.silence) } else { Failure::NotReady(self.timing.ready) });
                 }
             };
             match word {
@@ -165,12 +166,14 @@ impl Tender {
                     greeted = true;
                     self.shown.hello(fences);
                 }
-                Word::Ready if greeted => {
-                    // Only now: until then the worker may still have been busy with what was there before.
-                    self.listeners.keep(&addresses(&spec));
-                    ready = true;
-                    self.shown.ready();
-                    (self.told)(&Event::Ready { worker: self.name.clone(), pid });
+                Word::Ready if greeted && due > 0 => {
+                    due -= 1;
+                    if due == 0 {
+                        // Only now: until then the worker may still have been busy with what was there before.
+                        self.listeners.keep(&addresses(&spec));
+                        self.shown.ready();
+                        (self.told)(&Event::Ready { worker: self.name.clone(), pid });
+                    }
                 }
                 Word::Alive(count) if greeted => self.shown.counts(pid, count),
                 Word::Failed { why } => return Err(Failure::Said(tame(&why))),
@@ -178,7 +181,7 @@ impl Tender {
                     return Err(Failure::Protocol("said what it may not say at this point"));
                 }
             }
-            if ready {
+            if due == 0 {
                 deadline = Instant::now() + self.timing.silence;
                 if born.elapsed() >= self.timing.forgive {
                     self.shown.healthy();

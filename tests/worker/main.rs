@@ -473,40 +473,20 @@ fn owner() {
 }
 
 #[test]
-fn a_worker_does_not_outlive_its_owner_even_when_it_hangs() {
+#[allow(clippy::disallowed_methods, reason = "an owner that can be killed is a process of its own")]
+fn a_worker_does_not_outlive_its_owner() {
     in_root_sandbox(|| {
         set();
         let programs = programs();
-        for hangs in [false, true] {
-            let (mut owner, pid) = start_owner(&programs);
-            assert!(exists(pid));
-            if hangs {
-                kill(pid, Signal::SIGSTOP).unwrap();
-            }
-            owner.kill().unwrap();
-            owner.wait().unwrap();
-            let deadline = Instant::now() + SOON;
-            // Somebody else has to wait for it now: a zombie counts as gone.
-            while exists(pid) && !status_of_or_gone(pid).starts_with('Z') {
-                assert!(Instant::now() < deadline, "hangs: {hangs}: it lives on: {}", status_of_or_gone(pid));
-                thread::sleep(Duration::from_millis(10));
-            }
+        for is_stopped in [false, true] {
+            let mut owner = std::process::Command::new(std::env::current_exe().unwrap());
+            owner.args(["--exact", "owner", "--nocapture", "--include-ignored"]);
+            let ended = owner_is_killed(owner.env("NSCTL_TEST_PROGRAMS", &programs), |pid| {
+                if is_stopped {
+                    kill(pid, Signal::SIGSTOP).unwrap();
+                }
+            });
+            assert!(ended, "stopped: {is_stopped}: it lives on");
         }
     });
-}
-
-fn status_of_or_gone(pid: nix::unistd::Pid) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or("Z").trim().to_owned()
-}
-
-#[allow(clippy::disallowed_methods, reason = "an owner that can be killed is a process of its own")]
-fn start_owner(programs: &std::path::Path) -> (std::process::Child, nix::unistd::Pid) {
-    use std::io::{BufRead as _, BufReader};
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "owner", "--nocapture", "--include-ignored"]).env("NSCTL_TEST_PROGRAMS", programs);
-    let mut owner = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let pid = lines.map_while(Result::ok).find_map(|line| line.split_once("worker ")?.1.trim().parse().ok());
-    (owner, process(pid.expect("the worker becomes ready")))
 }

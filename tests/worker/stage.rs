@@ -1,22 +1,26 @@
 //! A gateway between an outside and a service, and a fleet on a thread of its own.
 
+#![allow(dead_code, reason = "each test crate uses a part of this")]
+
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use nsctl::worker::relay::{Config, Limits, Route};
 use nsctl::worker::{Event, Fleet, Launcher, Phase, Spec, Timing, Work, WorkerState};
 use tokio::sync::mpsc as jobs;
 
-use crate::common::{ip, netns, wire};
+use super::common::{ip, netns, wire};
 
 /// How long something that ought to happen may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -99,7 +103,6 @@ impl Crew {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async move {
                 let mut fleet = Fleet::new(launcher, timing, move |event| {
-                    println!("event: {event:?}");
                     told.lock().expect("nobody panics with it").push(event.clone());
                 });
                 while let Some(job) = receiver.recv().await {
@@ -241,4 +244,28 @@ pub fn ask(stream: &mut TcpStream, text: &str, expected: &str) -> Result<(), Str
     stream.read_exact(&mut answer).map_err(|error| error.to_string())?;
     let answer = String::from_utf8_lossy(&answer).into_owned();
     if answer == expected { Ok(()) } else { Err(answer) }
+}
+
+/// Starts an owner of a worker, which prints `worker PID`, does something to the worker and kills the owner. Whether the
+/// worker ends then.
+pub fn owner_is_killed(owner: &mut Command, first: impl FnOnce(Pid)) -> bool {
+    // The orphan comes to us, and nobody is left behind.
+    nix::sys::prctl::set_child_subreaper(true).expect("every process may");
+    let mut owner = owner.stdout(Stdio::piped()).spawn().expect("it starts");
+    let lines = BufReader::new(owner.stdout.take().expect("a pipe")).lines();
+    let pid = lines.map_while(Result::ok).find_map(|line| line.split_once("worker ")?.1.trim().parse().ok());
+    let pid = process(pid.expect("the worker becomes ready"));
+    first(pid);
+    owner.kill().expect("it is ours");
+    owner.wait().expect("it is ours");
+    let deadline = Instant::now() + SOON;
+    while Instant::now() < deadline {
+        if waitpid(pid, Some(WaitPidFlag::WNOHANG)).expect("it is ours by now") != WaitStatus::StillAlive {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    kill(pid, Signal::SIGKILL).expect("it is ours");
+    waitpid(pid, None).expect("it is ours");
+    false
 }
