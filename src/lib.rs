@@ -52,6 +52,7 @@
 
 pub mod attempt;
 pub mod exec;
+pub mod expose;
 pub(crate) mod file;
 pub mod grant;
 pub mod internet;

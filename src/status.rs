@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netns_policy::ask::{Answer, Ask};
 use netns_policy::changes::{Change, observed_names};
+use netns_policy::exposure::Way;
 use netns_policy::graph::{Edge, Origin, Outbound, Target};
 use netns_policy::observed::Observed;
 use netns_policy::plan::Step;
@@ -123,12 +124,21 @@ impl Status {
                     service: exposure.service.to_string(),
                     port: exposure.port_name.to_string(),
                     way: exposure.way.word(),
-                    state: "not served",
+                    state: exposure_state(&exposure.way),
                 })
                 .collect(),
             asks: open_asks(&planned.checked.asks),
             drift: drift(planned),
             warnings: Vec::new(),
+        }
+    }
+}
+
+/// The state of a way in: there is no worker yet for any of them.
+pub fn exposure_state(way: &Way) -> &'static str {
+    match way {
+        Way::Clearnet { .. } | Way::Lan { .. } | Way::Onion { .. } | Way::Port { .. } | Way::WireGuard { .. } => {
+            "not served"
         }
     }
 }

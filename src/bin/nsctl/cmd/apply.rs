@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use netns_policy::name::NetworkName;
-use nsctl::{Error, Note, Orchestrator};
+use nsctl::{Applied, Error, Note, Orchestrator};
 use serde_json::json;
 
 use super::plan;
@@ -12,7 +12,7 @@ use crate::output;
 
 pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     let applied = nsctl.apply()?;
-    let notes: Vec<String> = applied.notes.iter().map(note).collect();
+    let notes = notes(&applied);
     if args.verbose {
         applied.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
     }
@@ -36,6 +36,11 @@ pub fn apply(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
         (_, n) => output::line(format_args!("{} made", output::count(n, "change"))),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What has to be said beside it.
+pub fn notes(applied: &Applied) -> Vec<String> {
+    applied.notes.iter().map(note).collect()
 }
 
 fn note(note: &Note) -> String {

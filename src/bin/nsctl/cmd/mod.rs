@@ -5,6 +5,8 @@ mod completions;
 mod demo;
 mod env;
 mod exec;
+mod expose;
+mod exposed;
 mod fmt;
 mod grant;
 mod graph;
@@ -39,6 +41,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
+        Command::Expose { service, lan, port, onion, wireguard, clearnet, dry_run, into } => {
+            let unserved = expose::unserved(*onion, *wireguard, clearnet.as_deref());
+            let asked = expose::Asked { service, dry_run: *dry_run, into };
+            expose::expose(args, &orchestrator(args, false), &asked, lan.as_ref(), port.as_ref(), unserved)
+        }
+        Command::Exposed => exposed::exposed(args, &orchestrator(args, false)),
         Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
         Command::Grant { who, target, fragment, revoke, dry_run, into } => grant::grant(
             args,
@@ -61,6 +69,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
                 Outside { wan: wan.iter().copied().collect(), lan: lan.iter().copied().collect(), netns: None };
             test::test(args, &orchestrator(args, false), *format, *live, &outside)
         }
+        Command::Unexpose { service, lan, port, all, dry_run, into } => {
+            let asked = expose::Asked { service, dry_run: *dry_run, into };
+            expose::unexpose(args, &orchestrator(args, false), &asked, *lan, *port, *all)
+        }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { live, address, from, to } => {
             why::why(args, &orchestrator(args, false), from, to, *live, *address)
@@ -75,16 +87,22 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Apply { .. } => "apply",
         Command::Down { .. } => "down",
         Command::Exec { .. } => "exec",
+        Command::Expose { onion: false, wireguard: false, clearnet: None, dry_run: false, .. } => {
+            "expose without --dry-run"
+        }
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Prove { live: true } => "prove --live",
         Command::Status => "status",
         Command::Test { live: true, .. } => "test --live",
+        Command::Unexpose { dry_run: false, .. } => "unexpose without --dry-run",
         Command::Verify { .. } => "verify",
         Command::Why { live: true, .. } => "why --live",
         Command::Check
         | Command::Completions { .. }
         | Command::Demo
         | Command::Env { .. }
+        | Command::Expose { .. }
+        | Command::Exposed
         | Command::Fmt { .. }
         | Command::Grant { .. }
         | Command::Graph { .. }
@@ -94,6 +112,7 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Schema
         | Command::Reach { .. }
         | Command::Test { .. }
+        | Command::Unexpose { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
