@@ -219,7 +219,7 @@ fn speak(what: &str) {
         "too long" => vec![hello, " ".repeat(5000)],
         "ready twice" => vec![hello, ready.clone(), ready],
         "a flood" => {
-            let alive = r#"{"alive":{"open":0,"total":0,"refused":0,"unanswered":0}}"#.to_owned();
+            let alive = r#"{"alive":{"open":0,"total":0,"refused":0,"unanswered":0,"evicted":0}}"#.to_owned();
             [hello, ready].into_iter().chain(vec![alive; 200]).collect()
         }
         "escapes" => vec![r#"{"failed":{"why":"a\u001b[31mb\nc"}}"#.into()],

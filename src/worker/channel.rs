@@ -17,12 +17,12 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-/// The longest message to a worker. A packet of this size always fits into a socket's buffer.
-pub(crate) const LONGEST_ORDER: usize = 64 << 10;
+/// The longest message to a worker. Two of them fit into a socket's buffer (net.core.wmem_default is 208 KiB).
+pub(crate) const LONGEST_ORDER: usize = 96 << 10;
 /// The longest message from a worker, who may be anybody by now.
 pub(crate) const LONGEST_WORD: usize = 4 << 10;
-/// The most descriptors in one message; the kernel's own limit is 253 (`SCM_MAX_FD`).
-pub(crate) const MOST_DESCRIPTORS: usize = 64;
+/// The most descriptors in one message (`SCM_MAX_FD`, unix(7)).
+pub(crate) const MOST_DESCRIPTORS: usize = 253;
 
 /// One end.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Channel {
     /// Sends one message. `WouldBlock` when the other side does not read.
     pub(crate) fn send(&self, message: &[u8], descriptors: &[BorrowedFd]) -> io::Result<()> {
         if message.len() > LONGEST_ORDER || descriptors.len() > MOST_DESCRIPTORS {
-            return Err(io::Error::other("the message is too long for the socket between worker and watcher"));
+            return Err(io::Error::other("there are more routes than one worker takes"));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);

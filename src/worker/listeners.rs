@@ -30,8 +30,12 @@ impl Listeners {
     /// Binds what is missing. In a namespace other than before everything is made anew.
     pub(crate) fn bind(&mut self, path: &Path, wanted: &BTreeSet<SocketAddr>) -> Result<(), Failure> {
         let place = |source| Failure::Place { path: path.to_owned(), source };
-        let netns = Netns::open(path).map_err(place)?;
-        let metadata = netns.file().metadata().map_err(place)?;
+        let found = Netns::open(path).and_then(|netns| Ok((netns.file().metadata()?, netns)));
+        let (metadata, netns) = found.map_err(|error| {
+            // They would keep a namespace alive that nobody comes to any more.
+            *self = Self::default();
+            place(error)
+        })?;
         let now = Some((metadata.dev(), metadata.ino()));
         if self.place != now {
             *self = Self { place: now, bound: BTreeMap::new() };
@@ -49,9 +53,10 @@ impl Listeners {
         Ok(())
     }
 
-    /// Whether these are in the namespace to which `path` leads now.
-    pub(crate) fn are_in(&self, path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|metadata| self.place == Some((metadata.dev(), metadata.ino())))
+    /// Nothing, if these are in the namespace to which `path` leads now.
+    pub(crate) fn are_in(&self, path: &Path) -> Result<(), Failure> {
+        let now = std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        if now.is_some() && now == self.place { Ok(()) } else { Err(Failure::Moved(path.to_owned())) }
     }
 
     /// The listener at `address`.

@@ -60,6 +60,8 @@ pub struct Count {
     pub refused: u64,
     /// Taken, but the service behind did not answer.
     pub unanswered: u64,
+    /// Taken, and closed to make room for others after they had been still for long.
+    pub evicted: u64,
 }
 
 impl Word {
@@ -86,7 +88,7 @@ mod tests {
         let good = [
             r#"{"hello":{"pid":1,"fences":["seccomp"]}}"#,
             r#""ready""#,
-            r#"{"alive":{"open":1,"total":2,"refused":3,"unanswered":4}}"#,
+            r#"{"alive":{"open":1,"total":2,"refused":3,"unanswered":4,"evicted":5}}"#,
             r#"{"failed":{"why":"x"}}"#,
         ];
         for text in good {
@@ -99,7 +101,7 @@ mod tests {
             r#"{"hello":{"pid":-1,"fences":[]}}"#,
             r#"{"hello":{"pid":1,"pid":2,"fences":[]}}"#,
             r#"{"alive":{"open":1,"total":2,"refused":3}}"#,
-            r#"{"alive":{"open":1,"total":2,"refused":3,"unanswered":4,"x":5}}"#,
+            r#"{"alive":{"open":1,"total":2,"refused":3,"unanswered":4,"evicted":5,"x":6}}"#,
             r#"{"ready":1}"#,
             r#""ready" "ready""#,
             r#"{"configure":{}}"#,

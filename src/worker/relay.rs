@@ -46,11 +46,13 @@ pub struct Limits {
     /// After how many seconds without a byte in either direction a connection is closed. Peers that are gone are
     /// found out earlier, by keepalive.
     pub idle: u32,
+    /// How many seconds without a byte a connection may stay when others have no place.
+    pub stay: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, per_source: 128, connect: 10, idle: 4 * 3600 }
+        Self { connections: 1024, per_source: 128, connect: 10, idle: 4 * 3600, stay: 60 }
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum Failure {
     Place { path: PathBuf, source: io::Error },
     #[error("cannot listen on {address} in the namespace {}", path.display())]
     Listen { address: SocketAddr, path: PathBuf, source: io::Error },
+    #[error("the namespace {} is not the one that it was started in", .0.display())]
+    Moved(PathBuf),
     #[error("{0}")]
     Ended(String),
     #[error("it gave no sign of life for {} s, and was killed", .0.as_secs_f32())]

@@ -52,6 +52,19 @@ pub struct WorkerState {
 }
 
 impl WorkerState {
+    /// How it is, in a few words: `ready`, `starting`, `backing off: it was ended by SIGKILL`, `crash loop: ...`.
+    pub fn in_words(&self) -> String {
+        let why = self.why.as_deref().unwrap_or("it failed");
+        match self.phase {
+            Phase::Starting => "starting".into(),
+            Phase::Ready => "ready".into(),
+            Phase::BackingOff if self.is_crash_loop() => format!("crash loop: {why}"),
+            Phase::BackingOff => format!("backing off: {why}"),
+            Phase::Stopping => "stopping".into(),
+            Phase::Stopped => "stopped".into(),
+        }
+    }
+
     /// Whether it fails again and again.
     pub fn is_crash_loop(&self) -> bool {
         self.failures >= 5
@@ -234,6 +247,7 @@ impl Count {
             total: self.total.saturating_add(other.total),
             refused: self.refused.saturating_add(other.refused),
             unanswered: self.unanswered.saturating_add(other.unanswered),
+            evicted: self.evicted.saturating_add(other.evicted),
         }
     }
 }

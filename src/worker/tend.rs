@@ -175,7 +175,11 @@ impl Tender {
                         (self.told)(&Event::Ready { worker: self.name.clone(), pid });
                     }
                 }
-                Word::Alive(count) if greeted => self.shown.counts(pid, count),
+                Word::Alive(count) if greeted => {
+                    self.shown.counts(pid, count);
+                    // The gateway may be another one now: nobody comes to these listeners any more.
+                    self.listeners.are_in(&spec.netns)?;
+                }
                 Word::Failed { why } => return Err(Failure::Said(tame(&why))),
                 Word::Hello { .. } | Word::Ready | Word::Alive(_) => {
                     return Err(Failure::Protocol("said what it may not say at this point"));
@@ -193,9 +197,10 @@ impl Tender {
     /// Tells a worker what is wanted now. No, when it takes another one.
     fn can_take(&mut self, running: &Running, spec: &Spec, wanted: &Spec) -> Result<bool, Failure> {
         let is_same = spec.netns == wanted.netns && spec.program == wanted.program;
-        if !is_same || !spec.work.can_become(&wanted.work) || !self.listeners.are_in(&wanted.netns) {
+        if !is_same || !spec.work.can_become(&wanted.work) {
             return Ok(false);
         }
+        self.listeners.are_in(&wanted.netns)?;
         self.listeners.bind(&wanted.netns, &addresses(wanted))?;
         configure(running, wanted, &self.listeners, self.timing.beat)?;
         Ok(true)

@@ -210,6 +210,19 @@ pub fn client() -> TcpStream {
     connect("outside", address(GATE, 80)).expect("the relay listens")
 }
 
+/// A connection to the relay from the other client on the wire.
+pub fn from_other_client() -> TcpStream {
+    let connected = netns("outside").run(|| {
+        let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+        rustix::net::bind(&socket, &address("10.1.0.9", 0))?;
+        rustix::net::connect(&socket, &address(GATE, 80))?;
+        Ok(TcpStream::from(socket))
+    });
+    let stream = connected.expect("the relay listens");
+    stream.set_read_timeout(Some(SOON)).expect("it is a socket");
+    stream
+}
+
 /// A listener in the service.
 pub fn listener(ip: &str, port: u16) -> TcpListener {
     let address = address(ip, port);

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::proxy;
-use crate::pump::{Shared, break_off, end_well, keep_alive, pump, write};
+use crate::pump::{Moved, Shared, break_off, end_well, keep_alive, pump, write};
 
 /// A client that is let in, and where it goes.
 pub struct Connection {
@@ -16,16 +16,17 @@ pub struct Connection {
     pub peer: SocketAddr,
     pub target: SocketAddr,
     pub proxy: bool,
+    pub moved: Moved,
 }
 
 /// The service behind did not answer.
 pub struct Unanswered;
 
 impl Connection {
-    pub fn new(client: TcpStream, peer: SocketAddr, route: &Route) -> Self {
+    pub fn new(client: TcpStream, peer: SocketAddr, route: &Route, moved: Moved) -> Self {
         // Broken off is what it is until it has ended well: also when this is dropped on the way.
         break_off(&client);
-        Self { client, peer, target: route.target, proxy: route.proxy }
+        Self { client, peer, target: route.target, proxy: route.proxy, moved }
     }
 
     /// Carries it until its end.
@@ -44,7 +45,7 @@ impl Connection {
             }
         }
         let idle = Duration::from_secs(limits.idle.into());
-        if pump(&self.client, &service, shared, idle).await.is_ok() {
+        if pump(&self.client, &service, shared, (&self.moved, idle)).await.is_ok() {
             end_well(&self.client);
             end_well(&service);
         }

@@ -9,13 +9,14 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 /// How much is carried at one time, and the most that is kept of one direction.
 pub const CHUNK: usize = 16 << 10;
@@ -23,22 +24,45 @@ pub const CHUNK: usize = 16 << 10;
 /// The buffer that all connections share: it is in use only between a read and the write that follows it at once.
 pub type Shared = RefCell<Box<[u8; CHUNK]>>;
 
+/// When a byte went through a connection last. A copy is the same.
+#[derive(Clone)]
+pub struct Moved(Rc<Cell<Instant>>);
+
+impl Moved {
+    pub fn now() -> Self {
+        Self(Rc::new(Cell::new(Instant::now())))
+    }
+
+    fn touch(&self) {
+        self.0.set(Instant::now());
+    }
+
+    /// How long ago.
+    pub fn ago(&self) -> Duration {
+        self.0.get().elapsed()
+    }
+}
+
 /// Carries bytes between the two until both directions have ended, one breaks, or nothing has moved for `idle`.
 ///
 /// # Errors
 ///
 /// What recv(2) or send(2) say; `TimedOut` when nothing moved. Both connections are to be dropped then.
-pub async fn pump(client: &TcpStream, service: &TcpStream, shared: &Shared, idle: Duration) -> io::Result<()> {
-    let moved = Cell::new(Instant::now());
+pub async fn pump(
+    client: &TcpStream,
+    service: &TcpStream,
+    shared: &Shared,
+    (moved, idle): (&Moved, Duration),
+) -> io::Result<()> {
     let both =
-        async { tokio::try_join!(one_way(client, service, shared, &moved), one_way(service, client, shared, &moved)) };
+        async { tokio::try_join!(one_way(client, service, shared, moved), one_way(service, client, shared, moved)) };
     let still = async {
         loop {
-            let deadline = moved.get() + idle;
-            if Instant::now() >= deadline {
+            let left = idle.saturating_sub(moved.ago());
+            if left.is_zero() {
                 return io::ErrorKind::TimedOut;
             }
-            sleep_until(deadline).await;
+            sleep(left).await;
         }
     };
     tokio::select! {
@@ -47,18 +71,18 @@ pub async fn pump(client: &TcpStream, service: &TcpStream, shared: &Shared, idle
     }
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, shared: &Shared, moved: &Cell<Instant>) -> io::Result<()> {
+async fn one_way(from: &TcpStream, to: &TcpStream, shared: &Shared, moved: &Moved) -> io::Result<()> {
     loop {
         // Two fast peers would keep this thread to themselves, and the signs of life would stay away.
         consume_budget().await;
         from.readable().await?;
         let Some(rest) = carry(from, to, &mut shared.borrow_mut()[..])? else { continue };
-        moved.set(Instant::now());
+        moved.touch();
         match rest {
             Rest::End => break,
             Rest::Bytes(rest) => {
                 write(to, &rest).await?;
-                moved.set(Instant::now());
+                moved.touch();
             }
         }
     }

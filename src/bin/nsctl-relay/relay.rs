@@ -18,11 +18,11 @@ use tokio::time::sleep;
 
 use crate::RelayError;
 use crate::connection::{Connection, Unanswered};
-use crate::pump::{CHUNK, Shared, break_off};
+use crate::pump::{CHUNK, Moved, Shared, break_off};
 use crate::source::Source;
 
 /// Files beside those of the connections: listeners, the socket to nsctl, the runtime's own.
-const RESERVE: rlim_t = 128;
+const RESERVE: rlim_t = 320;
 /// How long to wait when the kernel has no memory or no file left for one more connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -58,6 +58,7 @@ struct Open {
     route: String,
     peer: SocketAddr,
     target: SocketAddr,
+    moved: Moved,
     abort: Option<AbortHandle>,
 }
 
@@ -152,7 +153,7 @@ impl Relay {
         };
         self.0.counted(|count| count.total += 1);
         let (id, inner) = (seat.id, self.0.clone());
-        let connection = Connection::new(client, peer, route);
+        let connection = Connection::new(client, peer, route, seat.moved.clone());
         let task = spawn_local(async move {
             let _seat = seat;
             if let Err(Unanswered) = connection.run(inner.limits, &inner.shared).await {
@@ -180,6 +181,25 @@ impl Relay {
 }
 
 impl Inner {
+    /// Whether one more finds a place. When all are taken, the connection goes that has been still for longest, if that is
+    /// long: a crowd that holds connections and says nothing keeps nobody out.
+    fn makes_room(&self) -> bool {
+        let mut open = self.open.borrow_mut();
+        if open.len() < usize::try_from(self.limits.connections).unwrap_or(usize::MAX) {
+            return true;
+        }
+        let stillest = open.iter().max_by_key(|(_, open)| open.moved.ago()).map(|(id, open)| (*id, open.moved.ago()));
+        let Some((id, still)) = stillest else { return false };
+        if still < Duration::from_secs(self.limits.stay.into()) {
+            return false;
+        }
+        if let Some(abort) = open.remove(&id).and_then(|open| open.abort) {
+            abort.abort();
+        }
+        self.counted(|count| count.evicted += 1);
+        true
+    }
+
     fn counted(&self, change: impl FnOnce(&mut Count)) {
         let mut count = self.count.get();
         change(&mut count);
@@ -192,22 +212,23 @@ struct Seat {
     inner: Rc<Inner>,
     id: u64,
     source: Source,
+    moved: Moved,
 }
 
 impl Seat {
     fn take(inner: &Rc<Inner>, peer: SocketAddr, route: &Route) -> Option<Self> {
         let source = Source::from(peer.ip());
-        let (mut open, mut sources) = (inner.open.borrow_mut(), inner.sources.borrow_mut());
-        let of_it = sources.get(&source).copied().unwrap_or(0);
-        let is_full = open.len() >= usize::try_from(inner.limits.connections).unwrap_or(usize::MAX);
-        if is_full || of_it >= inner.limits.per_source || !route.admits(peer.ip()) {
+        let of_it = inner.sources.borrow().get(&source).copied().unwrap_or(0);
+        if of_it >= inner.limits.per_source || !route.admits(peer.ip()) || !inner.makes_room() {
             return None;
         }
-        sources.insert(source, of_it + 1);
+        inner.sources.borrow_mut().insert(source, of_it + 1);
         let id = inner.next.get();
         inner.next.set(id + 1);
-        open.insert(id, Open { route: route.name.clone(), peer, target: route.target, abort: None });
-        Some(Self { inner: inner.clone(), id, source })
+        let moved = Moved::now();
+        let open = Open { route: route.name.clone(), peer, target: route.target, moved: moved.clone(), abort: None };
+        inner.open.borrow_mut().insert(id, open);
+        Some(Self { inner: inner.clone(), id, source, moved })
     }
 }
 
