@@ -17,18 +17,20 @@ use std::path::{Path, PathBuf};
 use netns_policy::Checked;
 use netns_policy::diagnostic::Warning;
 use netns_policy::exposure::Exposure;
-use netns_policy::graph::{AllowGraph, Location, Service};
+use netns_policy::graph::{AllowGraph, Location};
 use netns_policy::name::FragmentName;
-use netns_policy::port::{Ports, Protocol};
 
-use crate::kernel::listener;
 use crate::orchestrator::{Applied, Error, Options, Orchestrator};
 use crate::own::{Own, Written};
 
+mod choice;
 mod entry;
 pub mod listed;
+mod refusal;
 
-use entry::Entry;
+use choice::{is_free, port_of, service_of};
+use entry::{Entry, Unwritable};
+use refusal::{exposed_already, not_ours, not_written_here, other_relay, usage};
 
 /// The two ways that stand on a port of the machine.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -52,6 +54,15 @@ impl Side {
     }
 }
 
+/// How a relay hands a connection on to the service.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Handover {
+    /// As it is.
+    Bare,
+    /// Behind a header of the PROXY protocol, version 2, which names the client.
+    ProxyV2,
+}
+
 /// A way in that is wanted.
 #[derive(Clone, Debug)]
 pub struct Opening {
@@ -63,6 +74,8 @@ pub struct Opening {
     pub outside: Option<u16>,
     /// The name of the service's port; left out where there is only one.
     pub port: Option<String>,
+    /// Through a relay, or straight to the service.
+    pub relay: Option<Handover>,
 }
 
 /// Ways in that are to go.
@@ -148,16 +161,22 @@ pub fn open(options: &Options, into: Option<&Path>, wanted: &Opening, dry_run: b
     if let Some(there) = on_host(&before.graph).find(|there| there.service == service.name && there.ports == ports) {
         let is_it = there.way.word() == wanted.side.word()
             && wanted.outside.is_none_or(|outside| there.way.external() == Some(outside));
-        if !is_it {
+        // What our file says of a relay is known; a person's has to be as it is wanted.
+        let ours = Entry::all(&own.document, service.name.as_str());
+        let ours = ours.iter().find(|entry| entry.side == wanted.side && there.way.external() == Some(entry.outside));
+        if !is_it || ours.map_or(wanted.relay.is_some(), |entry| entry.relay != wanted.relay) {
             return Err(exposed_already(&own, there));
         }
         // It is as it is wanted, whoever wrote it.
     } else {
         let outside = wanted.outside.unwrap_or_else(|| ports.lo());
         is_free(&before.graph, wanted, (outside, &name), ports.protocol())?;
-        let entry = Entry { side: wanted.side, outside, port: name };
+        let entry = Entry { side: wanted.side, outside, port: name, relay: wanted.relay };
         let fragment = service.fragment.as_ref().map(FragmentName::as_str);
-        entry.write_down(&mut own.document, service.name.as_str(), fragment).ok_or_else(not_ours)?;
+        entry.write_down(&mut own.document, service.name.as_str(), fragment).map_err(|why| match why {
+            Unwritable::NotOurs => not_ours(),
+            Unwritable::OtherRelay => other_relay(wanted),
+        })?;
     }
     Ok(Changed { left: Vec::new(), ..finish(own, Some(before), Vec::new(), dry_run)? })
 }
@@ -195,6 +214,18 @@ pub fn close(options: &Options, into: Option<&Path>, unwanted: &Closing, dry_run
     Ok(changed)
 }
 
+/// Closes every way in of every service, or lets them be open again that are written, unless `dry_run`.
+///
+/// # Errors
+///
+/// As for [`open`].
+pub fn switch(options: &Options, into: Option<&Path>, is_off: bool, dry_run: bool) -> Result<Changed, Error> {
+    let mut own = Own::open(options, into, dry_run)?;
+    let before = own.policy_before().ok();
+    entry::close_all(&mut own.document, is_off).ok_or_else(not_ours)?;
+    Ok(Changed { left: Vec::new(), ..finish(own, before, Vec::new(), dry_run)? })
+}
+
 impl Which {
     fn means(self, side: Side, outside: u16) -> bool {
         match self {
@@ -220,14 +251,6 @@ pub fn make_so(nsctl: &Orchestrator, written: Option<Written>) -> Result<Applied
     })
 }
 
-fn usage(message: String, help: String) -> Error {
-    Error::Usage { message, help: Some(help) }
-}
-
-fn not_ours() -> Error {
-    usage("the file of nsctl does not hold tables where it ought to".into(), "mend it by hand".into())
-}
-
 fn on_host(graph: &AllowGraph) -> impl Iterator<Item = &Exposure> {
     graph.exposures().iter().filter(|exposure| Side::ALL.iter().any(|side| side.word() == exposure.way.word()))
 }
@@ -239,129 +262,6 @@ fn entrance(exposure: &Exposure) -> Entrance {
         service: exposure.service.to_string(),
         port: exposure.port_name.to_string(),
     }
-}
-
-fn service_of<'a>(graph: &'a AllowGraph, name: &str) -> Result<&'a Service, Error> {
-    graph.service(name).ok_or_else(|| {
-        let known: Vec<_> = graph.services().map(|service| service.name.as_str()).collect();
-        usage(format!("there is no service `{name}`"), format!("there are: {}", known.join(", ")))
-    })
-}
-
-/// The port that is meant: the one that is named, else the only one that can be exposed.
-fn port_of(service: &Service, wanted: &Opening) -> Result<(String, Ports), Error> {
-    let name = &service.name;
-    let listed = |ports: &[(String, Ports)]| -> String {
-        let all: Vec<String> = ports.iter().map(|(name, ports)| format!("{name} ({ports})")).collect();
-        all.join(", ")
-    };
-    let all: Vec<(String, Ports)> = service.ports.iter().map(|(name, ports)| (name.to_string(), *ports)).collect();
-    if let Some(port) = &wanted.port {
-        return all.iter().find(|(name, _)| name == port).cloned().ok_or_else(|| {
-            let help = if all.is_empty() { "it declares none".to_owned() } else { format!("it has {}", listed(&all)) };
-            usage(format!("{name} has no port `{port}`"), help)
-        });
-    }
-    // A private port is never meant, nor is a range, which one number outside cannot stand for.
-    let is_private = |port: &str| service.private.iter().any(|private| private.as_str() == port);
-    let can_be: Vec<_> = all.iter().filter(|(port, ports)| ports.count() == 1 && !is_private(port)).cloned().collect();
-    match can_be.as_slice() {
-        [only] => Ok(only.clone()),
-        [] if all.is_empty() => {
-            let help = format!("declare it: `ports = {{ http = \"tcp:80\" }}` in [service.{name}]");
-            Err(usage(format!("{name} declares no port"), help))
-        }
-        [] => Err(usage(
-            format!("no port of {name} can be exposed: each is private or a range"),
-            format!("it has {}", listed(&all)),
-        )),
-        [first, ..] => {
-            let help = format!("say which, as in `nsctl expose {name} --{} {}`", wanted.side.word(), first.0);
-            Err(usage(format!("{name} has several ports: {}", listed(&can_be)), help))
-        }
-    }
-}
-
-fn exposed_already(own: &Own, there: &Exposure) -> Error {
-    let is_ours = Path::new(&there.at.file) == own.path();
-    let (service, way) = (&there.service, there.way.word());
-    let help = if is_ours {
-        format!("a port of a service is exposed once; `nsctl unexpose {service} --{way}` takes the other one back")
-    } else {
-        "a port of a service is exposed once; take the other one out there".to_owned()
-    };
-    let outside = there.way.external().unwrap_or_default();
-    usage(
-        format!(
-            "{service}:{} is exposed already, by port {outside} of the machine (`{way}`, {})",
-            there.port_name, there.at
-        ),
-        help,
-    )
-}
-
-/// Whether nothing else has this port of the machine: neither another way in nor a program on the host.
-fn is_free(
-    graph: &AllowGraph,
-    wanted: &Opening,
-    (outside, port): (u16, &str),
-    protocol: Protocol,
-) -> Result<(), Error> {
-    let another =
-        format!("name another one, as in `nsctl expose {} --{} PORT:{port}`", wanted.service, wanted.side.word());
-    let is_same = |there: &&Exposure| there.way.external() == Some(outside) && there.ports.protocol() == protocol;
-    if let Some(there) = on_host(graph).find(is_same) {
-        let (service, at) = (&there.service, &there.at);
-        let message = format!("port {outside} of the machine leads to {service}:{} already ({at})", there.port_name);
-        return Err(usage(message, another));
-    }
-    if is_listened_on(protocol, outside) {
-        let message = format!("port {outside} of the machine is taken: a program on the host listens there");
-        return Err(usage(message, another));
-    }
-    Ok(())
-}
-
-/// Whether a program on the host listens there for others. Where the kernel cannot be asked, nothing is known of one.
-fn is_listened_on(protocol: Protocol, port: u16) -> bool {
-    let listeners = match protocol {
-        Protocol::Tcp => listener::listeners(),
-        Protocol::Udp => listener::receivers(),
-    };
-    let is_there = |one: &listener::Listener| one.port == port && !one.address.is_loopback();
-    listeners.is_ok_and(|listeners| listeners.iter().any(is_there))
-}
-
-/// Why there is nothing to take back: a person wrote it, or nobody.
-fn not_written_here(own: &Own, policy: Option<&Checked>, unwanted: &Closing) -> Error {
-    let name = &unwanted.service;
-    let message = format!("{} has no such way into {name}", own.path().display());
-    let Some(policy) = policy else {
-        return usage(message, "`nsctl check` says why the policy is refused".into());
-    };
-    if let Err(error) = service_of(&policy.graph, name) {
-        return error;
-    }
-    let is_meant = |exposure: &&Exposure| {
-        let side = Side::ALL.into_iter().find(|side| side.word() == exposure.way.word());
-        exposure.service.as_str() == name
-            && side.map_or(unwanted.which == Which::Only, |side| {
-                unwanted.which.means(side, exposure.way.external().unwrap_or_default())
-            })
-    };
-    let written: Vec<String> = policy
-        .graph
-        .exposures()
-        .iter()
-        .filter(is_meant)
-        .map(|exposure| format!("{exposure} at {}", exposure.at))
-        .collect();
-    let help = if written.is_empty() {
-        "`nsctl exposed` lists every way in".to_owned()
-    } else {
-        format!("a person wrote {}: take it out there, then run `nsctl apply`", written.join(", "))
-    };
-    usage(message, help)
 }
 
 /// Checks the policy as it would be, tells the ways that come and go, and writes the file unless `dry_run`.

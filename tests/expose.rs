@@ -123,7 +123,8 @@ fn what_cannot_be_applied_is_not_left_written() {
         let nsctl = Orchestrator::new(policies.options());
         nsctl.down().unwrap();
         ip("netns add node-lnd");
-        let opening = Opening { service: "web".into(), side: Side::Lan, outside: None, port: Some("http".into()) };
+        let opening =
+            Opening { service: "web".into(), side: Side::Lan, outside: None, port: Some("http".into()), relay: None };
         let changed = open(nsctl.options(), None, &opening, false).unwrap();
         assert_ne!(policies.own().as_ref(), Some(&before), "the control: it is written before it is applied");
         let failed = make_so(&nsctl, changed.written).unwrap_err();
@@ -162,7 +163,8 @@ fn what_a_person_wrote_is_not_taken_back_and_it_is_said_where_it_stands() {
         assert!(talk.contains(help), "{talk}");
         // Beside one of ours it stays, and that is told.
         let nsctl = Orchestrator::new(policies.options());
-        let opening = Opening { service: "web".into(), side: Side::Lan, outside: None, port: Some("http".into()) };
+        let opening =
+            Opening { service: "web".into(), side: Side::Lan, outside: None, port: Some("http".into()), relay: None };
         open(nsctl.options(), None, &opening, false).unwrap();
         let closing = Closing { service: "web".into(), which: Which::All };
         let changed = close(nsctl.options(), None, &closing, false).unwrap();
@@ -179,10 +181,11 @@ fn of_two_ways_the_one_that_is_named_goes() {
         let nsctl = Orchestrator::new(policies.options());
         for (service, side, port) in [("lnd", Side::Port, "p2p"), ("web", Side::Lan, "http")] {
             let (service, port) = (service.to_owned(), Some(port.to_owned()));
-            open(nsctl.options(), None, &Opening { service, side, outside: None, port }, false).unwrap();
+            open(nsctl.options(), None, &Opening { service, side, outside: None, port, relay: None }, false).unwrap();
         }
         fs::write(policies.0.join("20-more.toml"), "schema = 1\n[extend.lnd.ports]\nrest = \"tcp:48336\"\n").unwrap();
-        let second = Opening { service: "lnd".into(), side: Side::Lan, outside: None, port: Some("rest".into()) };
+        let second =
+            Opening { service: "lnd".into(), side: Side::Lan, outside: None, port: Some("rest".into()), relay: None };
         open(nsctl.options(), None, &second, false).unwrap();
         let talk = policies.refused(&["unexpose", "lnd", "--dry-run"]);
         assert!(
@@ -202,7 +205,7 @@ fn taking_back_works_where_what_was_exposed_is_what_is_wrong() {
     in_sandbox(|| {
         let policies = Policies::new();
         let nsctl = Orchestrator::new(policies.options());
-        let opening = Opening { service: "lnd".into(), side: Side::Lan, outside: None, port: None };
+        let opening = Opening { service: "lnd".into(), side: Side::Lan, outside: None, port: None, relay: None };
         open(nsctl.options(), None, &opening, false).unwrap();
         // The port is private from now on.
         let text = NODE.replace("private = [\"rpc\"]", "private = [\"rpc\", \"p2p\"]");

@@ -2,28 +2,39 @@
 
 use toml_edit::{DocumentMut, InlineTable, Item, TableLike, Value};
 
-use super::{Entrance, Side};
+use super::{Entrance, Handover, Side};
 use crate::own::{Form, child};
 
-/// `"OUTSIDE" = "port"` below `[extend.SERVICE.expose.SIDE]`.
+/// `"OUTSIDE" = "port"` below `[extend.SERVICE.expose.SIDE]`, and what the table says of its relay.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Entry {
     pub(super) side: Side,
     pub(super) outside: u16,
     pub(super) port: String,
+    pub(super) relay: Option<Handover>,
+}
+
+/// Why an entry cannot be written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Unwritable {
+    /// The file says of the service what nsctl does not write.
+    NotOurs,
+    /// Other ways of the service stand in the same table, which has one relay or none.
+    OtherRelay,
 }
 
 impl Entry {
     /// Those of `service` in the file.
     pub(super) fn all(document: &DocumentMut, service: &str) -> Vec<Self> {
-        let expose = |side: Side| {
-            let table = ["extend", service, "expose", side.word(), "ports"];
-            table.iter().try_fold(document.as_item(), |item, key| item.get(key))?.as_table_like()
+        let table = |side: Side| {
+            let path = ["extend", service, "expose", side.word()];
+            path.iter().try_fold(document.as_item(), |item, key| item.get(key))?.as_table_like()
         };
         let of = |side: Side| {
-            let ports = expose(side).into_iter().flat_map(TableLike::iter);
-            ports.filter_map(move |(outside, port)| {
-                Some(Self { side, outside: outside.parse().ok()?, port: port.as_str()?.to_owned() })
+            let (table, relay) = (table(side), table(side).and_then(handover));
+            let ports = table.and_then(|table| table.get("ports")?.as_table_like());
+            ports.into_iter().flat_map(TableLike::iter).filter_map(move |(outside, port)| {
+                Some(Self { side, outside: outside.parse().ok()?, port: port.as_str()?.to_owned(), relay })
             })
         };
         Side::ALL.into_iter().flat_map(of).collect()
@@ -34,9 +45,20 @@ impl Entry {
         Entrance { way, outside: self.outside, service: service.to_owned(), port }
     }
 
-    /// Writes it down, for the service as `fragment` defines it or the operator. Nothing where the file says of the service
-    /// what it cannot say.
-    pub(super) fn write_down(&self, document: &mut DocumentMut, service: &str, fragment: Option<&str>) -> Option<()> {
+    /// Writes it down, for the service as `fragment` defines it or the operator.
+    pub(super) fn write_down(
+        &self,
+        document: &mut DocumentMut,
+        service: &str,
+        fragment: Option<&str>,
+    ) -> Result<(), Unwritable> {
+        if Self::all(document, service).iter().any(|other| other.side == self.side && other.relay != self.relay) {
+            return Err(Unwritable::OtherRelay);
+        }
+        self.put(document, service, fragment).ok_or(Unwritable::NotOurs)
+    }
+
+    fn put(&self, document: &mut DocumentMut, service: &str, fragment: Option<&str>) -> Option<()> {
         let extend = child(document.as_table_mut(), "extend", Form::Header)?;
         let is_new = !extend.contains_key(service);
         let form = if fragment.is_some() { Form::Table } else { Form::Header };
@@ -52,6 +74,12 @@ impl Entry {
         let ports = side.entry("ports").or_insert(Item::Value(Value::InlineTable(InlineTable::new())));
         ports.as_table_like_mut()?.insert(&self.outside.to_string(), Item::Value(self.port.as_str().into()));
         ports.as_inline_table_mut().map(InlineTable::fmt);
+        if self.relay.is_some() {
+            side.insert("relay", Item::Value(true.into()));
+        }
+        if self.relay == Some(Handover::ProxyV2) {
+            side.insert("proxy", Item::Value("v2".into()));
+        }
         Some(())
     }
 
@@ -71,6 +99,27 @@ impl Entry {
             }
         }
     }
+}
+
+/// What a table says of its relay.
+fn handover(table: &dyn TableLike) -> Option<Handover> {
+    let is_relayed = table.get("relay").and_then(Item::as_bool).unwrap_or(false);
+    is_relayed.then(|| if table.contains_key("proxy") { Handover::ProxyV2 } else { Handover::Bare })
+}
+
+/// Says that every way in is closed, or says so no more. Nothing where something else is said there.
+pub(super) fn close_all(document: &mut DocumentMut, is_off: bool) -> Option<()> {
+    let root = document.as_table_mut();
+    if is_off {
+        child(root, "expose", Form::Table)?.insert("all", Item::Value("off".into()));
+    } else if let Some(expose) = root.get_mut("expose") {
+        let expose = expose.as_table_like_mut()?;
+        expose.remove("all");
+        if expose.is_empty() {
+            root.remove("expose");
+        }
+    }
+    Some(())
 }
 
 /// Removes `key` from the table at `path`, and each table on the way that is empty then.
@@ -97,7 +146,7 @@ mod tests {
     use super::*;
 
     fn lan(outside: u16, port: &str) -> Entry {
-        Entry { side: Side::Lan, outside, port: port.into() }
+        Entry { side: Side::Lan, outside, port: port.into(), relay: None }
     }
 
     fn after(text: &str, change: impl FnOnce(&mut DocumentMut)) -> String {
@@ -122,6 +171,34 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_stands_beside_its_ports_and_goes_with_the_last() {
+        let with = |relay: Handover| Entry { relay: Some(relay), ..lan(80, "http") };
+        let empty = "schema = 1\n";
+        let table = "schema = 1\n\n[extend.web.expose.lan]\nports = { 80 = \"http\" }\nrelay = true\n";
+        let write = |entry: Entry| move |document: &mut DocumentMut| entry.write_down(document, "web", None).unwrap();
+        assert_eq!(after(empty, write(with(Handover::Bare))), table);
+        let proxied = after(empty, write(with(Handover::ProxyV2)));
+        assert_eq!(proxied, format!("{table}proxy = \"v2\"\n"));
+        for (text, relay) in [(table, Handover::Bare), (&proxied, Handover::ProxyV2)] {
+            let mut document: DocumentMut = text.parse().unwrap();
+            assert_eq!(Entry::all(&document, "web"), [with(relay)]);
+            // One table has one relay: what is said of it would be said of the other port too.
+            let other = Err(Unwritable::OtherRelay);
+            assert_eq!(lan(81, "other").write_down(&mut document, "web", None), other);
+            assert_eq!(after(text, |document| with(relay).take_out(document, "web")), empty);
+        }
+    }
+
+    #[test]
+    fn the_switch_leaves_no_trace() {
+        let off = "schema = 1\n\n[expose]\nall = \"off\"\n";
+        assert_eq!(after("schema = 1\n", |document| close_all(document, true).unwrap()), off);
+        assert_eq!(after(off, |document| close_all(document, true).unwrap()), off);
+        assert_eq!(after(off, |document| close_all(document, false).unwrap()), "schema = 1\n");
+        assert_eq!(after("schema = 1\n", |document| close_all(document, false).unwrap()), "schema = 1\n");
+    }
+
+    #[test]
     fn what_else_is_said_of_a_service_stays() {
         let granted =
             "schema = 1\n\n# For fees.\n[extend.charge]\nfragment = \"charge-lnd\"\nconnect.lnd = [\"rpc\"]\n";
@@ -139,7 +216,7 @@ mod tests {
         assert!(text.contains("[extend.charge]\nfragment = \"charge-lnd\"\n"), "{text}");
         // Somebody else's by now.
         let mut document: DocumentMut = text.parse().unwrap();
-        assert!(lan(81, "http").write_down(&mut document, "charge", None).is_none());
+        assert_eq!(lan(81, "http").write_down(&mut document, "charge", None), Err(Unwritable::NotOurs));
         assert_eq!(after(&text, |document| entry.take_out(document, "charge")), "schema = 1\n");
     }
 }

@@ -74,16 +74,23 @@ pub enum Command {
         command: Vec<OsString>,
     },
     /// Lets people outside reach a service: writes a way in into nsctl's own policy file and applies it.
-    #[command(group = clap::ArgGroup::new("way").required(true).args(["lan", "port", "onion", "wireguard", "clearnet"]))]
+    #[command(group = clap::ArgGroup::new("way").required(true).args(["lan", "port", "onion", "wireguard", "clearnet", "all"]))]
     Expose {
         /// The service.
-        service: String,
+        #[arg(required_unless_present = "all")]
+        service: Option<String>,
         /// On a port of the machine, for the local network; default: the service's only port, by the same number.
         #[arg(long, value_name = "OUTSIDE:PORT", num_args = 0..=1, default_missing_value = "")]
         lan: Option<Spot>,
         /// On a port of the machine, for everybody; default as for --lan.
         #[arg(long, value_name = "OUTSIDE:PORT", num_args = 0..=1, default_missing_value = "")]
         port: Option<Spot>,
+        /// With --lan or --port: through a relay, which the service sees in place of the client. TCP only.
+        #[arg(long, conflicts_with_all = ["onion", "wireguard", "clearnet", "all"])]
+        relay: bool,
+        /// With --relay: name the client to the service in a header of the PROXY protocol, version 2.
+        #[arg(long, requires = "relay")]
+        proxy: bool,
         /// As a Tor onion service; not served yet.
         #[arg(long)]
         onion: bool,
@@ -93,6 +100,9 @@ pub enum Command {
         /// By a domain name with TLS; not served yet.
         #[arg(long, value_name = "DOMAIN")]
         clearnet: Option<String>,
+        /// Close every way in of every service, or open again what is written.
+        #[arg(long, value_enum, conflicts_with = "service")]
+        all: Option<Switch>,
         /// Show what would change, and write nothing.
         #[arg(long)]
         dry_run: bool,
@@ -263,6 +273,15 @@ impl FromStr for Spot {
             .map(|text| number(text).ok_or_else(|| format!("a port is a number from 1 to 65535, this is `{text}`")));
         Ok(Self { outside: outside.transpose()?, port: port.map(ToOwned::to_owned) })
     }
+}
+
+/// Whether ways in are open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// None of them is.
+    Off,
+    /// Those are that are written.
+    On,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use nsctl::expose::{self, Changed, Closing, Entrance, NotApplied, Opening, Side, Which};
+use nsctl::expose::{self, Changed, Closing, Entrance, Handover, NotApplied, Opening, Side, Which};
 use nsctl::{Applied, Error, Orchestrator};
 use serde_json::json;
 
-use crate::args::{Args, Spot};
+use crate::args::{Args, Spot, Switch};
 use crate::output;
 
 /// What was typed for either.
@@ -23,12 +23,22 @@ pub fn unserved(onion: bool, wireguard: bool, clearnet: Option<&str>) -> Option<
     words.into_iter().find_map(|(is_asked, word)| is_asked.then_some(word))
 }
 
+/// How a relay is to hand connections on, where there is to be one.
+pub fn handover(relay: bool, proxy: bool) -> Option<Handover> {
+    relay.then_some(if proxy { Handover::ProxyV2 } else { Handover::Bare })
+}
+
+/// `--all off` and `--all on`.
+pub fn switch(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>, switch: Switch) -> Result<ExitCode, Error> {
+    let changed = expose::switch(nsctl.options(), asked.into.as_deref(), switch == Switch::Off, asked.dry_run)?;
+    carry_out(args, nsctl, asked, changed)
+}
+
 pub fn expose(
     args: &Args,
     nsctl: &Orchestrator,
     asked: &Asked<'_>,
-    lan: Option<&Spot>,
-    port: Option<&Spot>,
+    (lan, port, relay): (Option<&Spot>, Option<&Spot>, Option<Handover>),
     unserved: Option<&'static str>,
 ) -> Result<ExitCode, Error> {
     if let Some(way) = unserved {
@@ -39,7 +49,7 @@ pub fn expose(
     let Some((side, spot)) = sides.into_iter().find_map(|(side, spot)| Some((side, spot?.clone()))) else {
         return Err(Error::Usage { message: "no way in is named".into(), help: Some("--lan or --port".into()) });
     };
-    let opening = Opening { service: asked.service.to_owned(), side, outside: spot.outside, port: spot.port };
+    let opening = Opening { service: asked.service.to_owned(), side, outside: spot.outside, port: spot.port, relay };
     let changed = expose::open(nsctl.options(), asked.into.as_deref(), &opening, asked.dry_run)?;
     carry_out(args, nsctl, asked, changed)
 }

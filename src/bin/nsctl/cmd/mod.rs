@@ -41,10 +41,15 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
-        Command::Expose { service, lan, port, onion, wireguard, clearnet, dry_run, into } => {
+        Command::Expose { service, lan, port, relay, proxy, onion, wireguard, clearnet, all, dry_run, into } => {
+            let nsctl = orchestrator(args, false);
+            let asked = expose::Asked { service: service.as_deref().unwrap_or_default(), dry_run: *dry_run, into };
+            if let Some(switch) = all {
+                return expose::switch(args, &nsctl, &asked, *switch);
+            }
             let unserved = expose::unserved(*onion, *wireguard, clearnet.as_deref());
-            let asked = expose::Asked { service, dry_run: *dry_run, into };
-            expose::expose(args, &orchestrator(args, false), &asked, lan.as_ref(), port.as_ref(), unserved)
+            let relay = expose::handover(*relay, *proxy);
+            expose::expose(args, &nsctl, &asked, (lan.as_ref(), port.as_ref(), relay), unserved)
         }
         Command::Exposed => exposed::exposed(args, &orchestrator(args, false)),
         Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
