@@ -320,7 +320,7 @@ fn numbered(uid: Uid) -> Result<Option<User>, ExecError> {
 }
 
 /// Whether a user namespace with this uid_map has one user only, as one made without root has.
-fn is_only_user(uid_map: &str) -> bool {
+pub(crate) fn is_only_user(uid_map: &str) -> bool {
     let mut lines = uid_map.lines().map(|line| line.split_whitespace().last());
     matches!((lines.next(), lines.next()), (Some(Some("1")), None))
 }

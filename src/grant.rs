@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use netns_policy::ask::{Answer, Ask, Wanted};
 use netns_policy::graph::{AllowGraph, Edge, Location, Service};
 use netns_policy::name::FragmentName;
-use toml_edit::{Array, Item, Table, TableLike, Value};
+use toml_edit::{Array, Item, TableLike, Value};
 
 use crate::orchestrator::{Error, Options};
-use crate::own::Own;
+use crate::own::{Form, Own, child};
 
 /// What is granted or taken back.
 #[derive(Clone, Debug)]
@@ -217,23 +217,6 @@ fn forget_owners(service: &mut dyn TableLike) {
     if of.is_empty() {
         service.remove("of");
     }
-}
-
-/// How a new table is written.
-enum Form {
-    /// Not at all: only what is below it has a header.
-    Header,
-    /// With a header of its own.
-    Table,
-    /// As `key.NAME = ...` in the table above it.
-    Dotted,
-}
-
-fn child<'a>(parent: &'a mut dyn TableLike, key: &str, form: Form) -> Option<&'a mut dyn TableLike> {
-    let mut new = Table::new();
-    new.set_implicit(matches!(form, Form::Header));
-    new.set_dotted(matches!(form, Form::Dotted));
-    parent.entry(key).or_insert(Item::Table(new)).as_table_like_mut()
 }
 
 /// Takes answers out of the file, whether or not anybody asks any more, and says which.

@@ -57,6 +57,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod drift;
 pub mod exec;
+pub mod expose;
 pub(crate) mod fault;
 pub(crate) mod file;
 pub mod grant;
@@ -81,6 +82,8 @@ pub(crate) mod trusted;
 pub mod unit;
 pub mod uplink;
 pub mod verify;
+#[cfg(feature = "daemon")]
+pub mod worker;
 
 pub use netns_policy;
 pub use orchestrator::{Applied, Checked, Confirm, Error, How, Note, Options, Orchestrator, Planned, Removed, Running};

@@ -17,7 +17,7 @@ use netns_policy::graph::AllowGraph;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use thiserror::Error;
-use toml_edit::DocumentMut;
+use toml_edit::{DocumentMut, Item, Table, TableLike};
 
 use crate::file::{FileError, Regular};
 use crate::orchestrator::{Error, Options};
@@ -199,15 +199,58 @@ impl Own {
     /// # Errors
     ///
     /// As [`Own::policy_after`]; when the file cannot be written. The old one is there then.
-    pub fn write(self) -> Result<(), Error> {
+    pub fn write(self) -> Result<Written, Error> {
         self.policy_after()?;
         let text = self.document.to_string();
-        let written = match &self.before {
+        match &self.before {
             Some(before) => rewrite::replace(&self.path, before.as_bytes(), &text),
             None => rewrite::create(&self.path, &text, 0o644),
-        };
-        Ok(written.map_err(OwnError::from)?)
+        }
+        .map_err(OwnError::from)?;
+        Ok(Written { path: self.path, before: self.before, text, _lock: self._lock })
     }
+}
+
+/// The file with its new text. Nobody else of us changes it for as long as this is there.
+#[derive(Debug)]
+pub struct Written {
+    path: PathBuf,
+    before: Option<String>,
+    text: String,
+    _lock: Option<Flock<File>>,
+}
+
+impl Written {
+    /// Puts the file back as it was.
+    ///
+    /// # Errors
+    ///
+    /// When somebody else has changed it meanwhile, or it cannot be written.
+    pub fn put_back(self) -> Result<(), Error> {
+        let done = match &self.before {
+            Some(before) => rewrite::replace(&self.path, self.text.as_bytes(), before),
+            None => rewrite::remove(&self.path, self.text.as_bytes()),
+        };
+        Ok(done.map_err(OwnError::from)?)
+    }
+}
+
+/// How a new table is written.
+pub(crate) enum Form {
+    /// Not at all: only what is below it has a header.
+    Header,
+    /// With a header of its own.
+    Table,
+    /// As `key.NAME = ...` in the table above it.
+    Dotted,
+}
+
+/// The table `key` in `parent`, made in this form where there is none. Nothing when something else is there.
+pub(crate) fn child<'a>(parent: &'a mut dyn TableLike, key: &str, form: Form) -> Option<&'a mut dyn TableLike> {
+    let mut new = Table::new();
+    new.set_implicit(matches!(form, Form::Header));
+    new.set_dotted(matches!(form, Form::Dotted));
+    parent.entry(key).or_insert(Item::Table(new)).as_table_like_mut()
 }
 
 /// The file before anything is in it.

@@ -144,6 +144,16 @@ pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), RewriteError> {
     }
 }
 
+/// Removes the file at `path`, which held `text` when it was written.
+///
+/// # Errors
+///
+/// See [`RewriteError`]; the file is there then.
+pub fn remove(path: &Path, text: &[u8]) -> Result<(), RewriteError> {
+    look(path, text)?;
+    fs::remove_file(path).map_err(error(path, "remove"))
+}
+
 /// Puts all of them in their places, one after the other.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -117,6 +118,45 @@ pub enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
+    /// Lets people outside reach a service: writes a way in into nsctl's own policy file and applies it.
+    #[command(group = clap::ArgGroup::new("way").required(true).args(["lan", "port", "onion", "wireguard", "clearnet", "all"]))]
+    Expose {
+        /// The service.
+        #[arg(required_unless_present = "all")]
+        service: Option<String>,
+        /// On a port of the machine, for the local network; default: the service's only port, by the same number.
+        #[arg(long, value_name = "OUTSIDE:PORT", num_args = 0..=1, default_missing_value = "")]
+        lan: Option<Spot>,
+        /// On a port of the machine, for everybody; default as for --lan.
+        #[arg(long, value_name = "OUTSIDE:PORT", num_args = 0..=1, default_missing_value = "")]
+        port: Option<Spot>,
+        /// With --lan or --port: through a relay, which the service sees in place of the client. TCP only.
+        #[arg(long, conflicts_with_all = ["onion", "wireguard", "clearnet", "all"])]
+        relay: bool,
+        /// With --relay: name the client to the service in a header of the PROXY protocol, version 2.
+        #[arg(long, requires = "relay")]
+        proxy: bool,
+        /// As a Tor onion service; not served yet.
+        #[arg(long)]
+        onion: bool,
+        /// To peers in a tunnel; not served yet.
+        #[arg(long)]
+        wireguard: bool,
+        /// By a domain name with TLS; not served yet.
+        #[arg(long, value_name = "DOMAIN")]
+        clearnet: Option<String>,
+        /// Close every way in of every service, or open again what is written.
+        #[arg(long, value_enum, conflicts_with = "service")]
+        all: Option<Switch>,
+        /// Show what would change, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Write to this file; default: 90-nsctl.toml in the last directory of --policy, else of /etc.
+        #[arg(long, value_name = "FILE")]
+        into: Option<PathBuf>,
+    },
+    /// Lists every way in: where it is outside, who may, how it is, and where it is written.
+    Exposed,
     /// Puts policy files into their one layout, with their comments; needs no privilege.
     Fmt {
         /// Change nothing; exit with 1 when a file is laid out otherwise.
@@ -239,6 +279,27 @@ pub enum Command {
         #[arg(long, value_name = "ADDRESS", requires = "live")]
         lan: Option<std::net::IpAddr>,
     },
+    /// Takes a way in back that expose has written, and applies it.
+    #[command(group = clap::ArgGroup::new("ways").args(["lan", "port", "all"]))]
+    Unexpose {
+        /// The service.
+        service: String,
+        /// The way for the local network, or the one of them on this port of the machine; default: the only way.
+        #[arg(long, value_name = "OUTSIDE", num_args = 0..=1, default_missing_value = "0")]
+        lan: Option<u16>,
+        /// The way for everybody, likewise.
+        #[arg(long, value_name = "OUTSIDE", num_args = 0..=1, default_missing_value = "0")]
+        port: Option<u16>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+        /// Show what would change, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// It is written in this file; default: as for expose.
+        #[arg(long, value_name = "FILE")]
+        into: Option<PathBuf>,
+    },
     /// Really connects every pair and compares with the graph.
     Verify {
         /// An address on the internet that answers on every probed port, to stand for `wan`.
@@ -287,6 +348,40 @@ fn duration(text: &str) -> Result<Duration, String> {
     let time =
         humantime::parse_duration(text).map_err(|_| "a time is a number and s, m or h: `90s`, `2m`".to_owned())?;
     if (LEAST..=MOST).contains(&time) { Ok(time) } else { Err("a confirmation is waited for 5s to 24h".into()) }
+}
+
+/// `8080:http`, `8080`, `http` or nothing: a port of the machine and the name of a port of the service.
+#[derive(Clone, Debug, Default)]
+pub struct Spot {
+    /// The port of the machine.
+    pub outside: Option<u16>,
+    /// The name of the service's port.
+    pub port: Option<String>,
+}
+
+impl FromStr for Spot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (outside, port) = match text.split_once(':') {
+            Some((outside, port)) => (Some(outside), Some(port)),
+            None if text.starts_with(|c: char| c.is_ascii_digit()) => (Some(text), None),
+            None => (None, Some(text).filter(|text| !text.is_empty())),
+        };
+        let number = |text: &str| text.parse().ok().filter(|number| *number != 0);
+        let outside = outside
+            .map(|text| number(text).ok_or_else(|| format!("a port is a number from 1 to 65535, this is `{text}`")));
+        Ok(Self { outside: outside.transpose()?, port: port.map(ToOwned::to_owned) })
+    }
+}
+
+/// Whether ways in are open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// None of them is.
+    Off,
+    /// Those are that are written.
+    On,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -64,7 +64,7 @@ fn within(applied: &Applied) -> Option<f64> {
 /// What was done, with stable keys.
 pub fn as_json(applied: &Applied) -> serde_json::Value {
     let done: Vec<_> = applied.report.done.iter().map(ToString::to_string).collect();
-    let notes: Vec<String> = applied.notes.iter().map(note).collect();
+    let notes = notes(applied);
     let warnings: Vec<_> = applied.checked.warnings.iter().map(|warning| warning.plain()).collect();
     json!({
         "done": done, "changes": plan::changes_json(&applied.changes), "notes": notes, "warnings": warnings,
@@ -84,7 +84,7 @@ pub fn tell(args: &Args, applied: &Applied) {
     output::warnings(&applied.checked.warnings);
     let lines = plan::lines(&applied.changes, &applied.checked.graph);
     lines.iter().for_each(output::line);
-    applied.notes.iter().map(note).for_each(output::talk);
+    notes(applied).iter().for_each(output::talk);
     match (applied.report.done.len(), lines.len()) {
         (0, _) => output::line("nothing to do"),
         (n, 0) => output::line(format_args!("{} of upkeep made", output::count(n, "step"))),
@@ -99,6 +99,11 @@ pub fn tell(args: &Args, applied: &Applied) {
             "it goes back in {within} s: `nsctl confirm` from a new connection keeps it, `nsctl rollback` does not wait"
         ));
     }
+}
+
+/// What has to be said beside it.
+pub fn notes(applied: &Applied) -> Vec<String> {
+    applied.notes.iter().map(note).collect()
 }
 
 fn note(note: &Note) -> String {

@@ -9,6 +9,8 @@ mod doctor;
 mod drift;
 mod env;
 mod exec;
+mod expose;
+mod exposed;
 mod fmt;
 mod generations;
 mod grant;
@@ -56,6 +58,17 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Exec { user, service, command } => {
             exec::exec(args, &orchestrator(args, false), user.as_deref(), service, command)
         }
+        Command::Expose { service, lan, port, relay, proxy, onion, wireguard, clearnet, all, dry_run, into } => {
+            let nsctl = orchestrator(args, false);
+            let asked = expose::Asked { service: service.as_deref().unwrap_or_default(), dry_run: *dry_run, into };
+            if let Some(switch) = all {
+                return expose::switch(args, &nsctl, &asked, *switch);
+            }
+            let unserved = expose::unserved(*onion, *wireguard, clearnet.as_deref());
+            let relay = expose::handover(*relay, *proxy);
+            expose::expose(args, &nsctl, &asked, (lan.as_ref(), port.as_ref(), relay), unserved)
+        }
+        Command::Exposed => exposed::exposed(args, &orchestrator(args, false)),
         Command::Fmt { check, paths } => fmt::fmt(args, paths, *check),
         Command::Generations { network } => generations::list(args, &orchestrator(args, false), network.as_ref()),
         Command::Hold { network } => generations::hold(&orchestrator(args, false), network),
@@ -85,6 +98,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
                 Outside { wan: wan.iter().copied().collect(), lan: lan.iter().copied().collect(), netns: None };
             test::test(args, &orchestrator(args, false), *format, *live, &outside)
         }
+        Command::Unexpose { service, lan, port, all, dry_run, into } => {
+            let asked = expose::Asked { service, dry_run: *dry_run, into };
+            expose::unexpose(args, &orchestrator(args, false), &asked, *lan, *port, *all)
+        }
         Command::Verify { wan, lan } => verify::verify(args, &orchestrator(args, false), *wan, *lan),
         Command::Why { live, address, from, to } => {
             why::why(args, &orchestrator(args, false), from, to, *live, *address)
@@ -107,10 +124,14 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Down { .. } => "down",
         Command::Drift => "drift",
         Command::Exec { .. } => "exec",
+        Command::Expose { onion: false, wireguard: false, clearnet: None, dry_run: false, .. } => {
+            "expose without --dry-run"
+        }
         Command::Plan { offline: false, .. } => "plan without --offline",
         Command::Prove { live: true } => "prove --live",
         Command::Status => "status",
         Command::Test { live: true, .. } => "test --live",
+        Command::Unexpose { dry_run: false, .. } => "unexpose without --dry-run",
         Command::Verify { .. } => "verify",
         Command::Why { live: true, .. } => "why --live",
         #[cfg(feature = "daemon")]
@@ -120,6 +141,8 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Demo
         | Command::Doctor
         | Command::Env { .. }
+        | Command::Expose { .. }
+        | Command::Exposed
         | Command::Fmt { .. }
         | Command::Grant { .. }
         | Command::Graph { .. }
@@ -129,6 +152,7 @@ fn may(command: &Command) -> Result<(), Error> {
         | Command::Schema
         | Command::Reach { .. }
         | Command::Test { .. }
+        | Command::Unexpose { .. }
         | Command::Why { .. } => return Ok(()),
     };
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
