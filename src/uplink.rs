@@ -57,7 +57,10 @@ pub(crate) fn notes(planned: &Planned, netns_directory: &Path) -> Vec<Note> {
     }
     let senders: Vec<IpAddr> = planned.addresses.leg_gateway().iter().filter(|ip| leads_out(host, *ip)).collect();
     if senders.is_empty() {
-        notes.push(Note::NoUplink);
+        // Who only comes in by ports of the host may be near.
+        let mut services = planned.checked.graph.services();
+        let goes_out = services.any(|service| !service.outbound.stays_inside() || service.dns == Dns::Direct);
+        notes.extend(goes_out.then_some(Note::NoUplink));
         return notes;
     }
     // A host without a way to the IPv6 internet is nothing unusual; one that has no other is.

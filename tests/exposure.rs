@@ -150,6 +150,31 @@ fn a_neighbour_comes_in_by_lan_with_its_own_address_and_a_stranger_does_not() {
 }
 
 #[test]
+fn a_neighbour_on_a_link_without_a_way_out_comes_in_and_goes_nowhere_else() {
+    in_sandbox(|| {
+        let world = &World::new();
+        world.settle();
+        let guest = Netns::unpinned().unwrap();
+        world.guest(&guest);
+        let knob = "net/ipv4/conf/guest/forwarding";
+        assert_eq!(sysctl(knob), "0");
+        let text = policy(PORT, "").replace("\"192.168.7.0/24\",", "\"192.168.7.0/24\", \"172.20.0.0/24\",");
+        world.policy(&text);
+        world.orchestrator().apply().unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(sysctl(knob), "1");
+        let server = serve(&world.service("rtl"), 3000);
+        assert_eq!(seen(&server, &guest, "172.20.0.1:8080"), "172.20.0.2");
+        let far = listen(Some(&world.internet), "203.0.113.10:80");
+        assert!(is_shut(&guest, "203.0.113.10:80"), "the host forwards for a guest of its own");
+        // The control: somebody who may goes there.
+        connect(None, "203.0.113.10:80").expect("the host itself");
+        far.accept().expect("a connection");
+        world.orchestrator().down().unwrap();
+        assert_eq!(sysctl(knob), "0");
+    });
+}
+
+#[test]
 fn datagrams_come_in_and_are_answered_and_unasked_ones_do_not_go_out() {
     in_sandbox(|| {
         let world = &World::new();

@@ -11,7 +11,7 @@ use crate::desired::{Desired, Wire};
 use crate::name::ServiceName;
 use crate::observed::Observed;
 use crate::port::Ports;
-use crate::ruleset::{Key, Ruleset, Set};
+use crate::ruleset::{Chain, CtKey, Expr, Hook, Key, Rule, Ruleset, Set};
 use crate::topology::Place;
 
 /// One line of `nsctl plan`.
@@ -52,7 +52,7 @@ pub enum Change {
 /// An edge as the panel knows it.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Passage {
-    /// The name of the wire it starts at.
+    /// The name of the wire it starts at; for a way in `lan` or `port`.
     pub from: String,
     /// The name of the wire it ends at, or `wan` or `lan`.
     pub to: String,
@@ -81,25 +81,60 @@ impl fmt::Display for Passage {
     }
 }
 
-/// The edges that stand in the maps of a panel, with the wires' names for their indexes.
-pub fn passages(fabric: &Ruleset, names: &BTreeMap<u32, String>) -> BTreeSet<Passage> {
+/// The edges that stand in the maps of a panel, with the wires' names for their indexes. The lock of the gateway knows for
+/// whom a way in is.
+pub fn passages(fabric: &Ruleset, gateway: Option<&Ruleset>, names: &BTreeMap<u32, String>) -> BTreeSet<Passage> {
+    passages_of(fabric, gateway, names, |_| true)
+}
+
+fn passages_of(
+    fabric: &Ruleset,
+    gateway: Option<&Ruleset>,
+    names: &BTreeMap<u32, String>,
+    wanted: fn(Word) -> bool,
+) -> BTreeSet<Passage> {
     let sets = fabric.tables.values().flat_map(|table| &table.sets);
     sets.flat_map(|(name, set)| {
-        let words = word(name);
+        let words = word(name).filter(|word| wanted(*word));
         set.elements.iter().filter_map(move |(key, out)| {
             let word = words?;
-            let from = names.get(&index(&key.from)?)?.trim_start_matches('+').to_owned();
+            let name = |bytes: &[u8]| Some(shown(names.get(&index(bytes)?)?).to_owned());
             let there = destination(set, key);
-            let (to, range) = match word {
-                Word::Edge => (names.get(&index(out.as_deref()?)?)?.trim_start_matches('+').to_owned(), None),
-                Word::Wan => ("wan".to_owned(), None),
-                Word::Lan => ("lan".to_owned(), there.map(|(first, last)| range(first, last))),
-                Word::Somewhere => outside(there?),
+            let (from, to, range) = match word {
+                Word::Edge => (name(&key.from)?, name(out.as_deref()?)?, None),
+                Word::Wan => (name(&key.from)?, "wan".to_owned(), None),
+                Word::Lan => (name(&key.from)?, "lan".to_owned(), there.map(|(first, last)| range(first, last))),
+                Word::Somewhere => {
+                    let (to, range) = outside(there?);
+                    (name(&key.from)?, to, range)
+                }
+                Word::In => (way_in(gateway, key).to_owned(), name(out.as_deref()?)?, None),
             };
             Some(Passage { from, to, range, ports: set.ports_in(key) })
         })
     })
     .collect()
+}
+
+/// The relay keeps its sign: a service may be called so.
+fn shown(name: &str) -> &str {
+    if name == Place::Relay.long_name() { name } else { name.trim_start_matches('+') }
+}
+
+/// What a way in is called by the policy: `port` when everybody may come, as the gateway knows by who is called.
+fn way_in(gateway: Option<&Ruleset>, key: &Key) -> &'static str {
+    let called = key.from.get(4..).unwrap_or_default();
+    let sets = gateway.into_iter().flat_map(|rules| rules.tables.values()).flat_map(|table| &table.sets);
+    let mut keys = sets.filter(|(name, _)| stem(name) == "exposed").flat_map(|(_, set)| set.elements.keys());
+    let for_all = |from: &[u8]| {
+        let (caller, rest) = from.split_at(from.len().saturating_sub(called.len()));
+        rest == called && caller.iter().all(|byte| *byte == 0)
+    };
+    if keys.any(|key| for_all(&key.from)) { "port" } else { "lan" }
+}
+
+fn stem(set: &str) -> &str {
+    set.trim_end_matches(['4', '6'])
 }
 
 #[derive(Clone, Copy)]
@@ -109,14 +144,17 @@ enum Word {
     Lan,
     /// Addresses that the key holds: public ones are `wan`, others `lan`.
     Somewhere,
+    /// From outside.
+    In,
 }
 
 fn word(set: &str) -> Option<Word> {
-    match set.trim_end_matches(['4', '6']) {
+    match stem(set) {
         "edges" | "edge_ranges" => Some(Word::Edge),
         "direct" => Some(Word::Wan),
         "lan" => Some(Word::Lan),
         "reach" => Some(Word::Somewhere),
+        "exposed" => Some(Word::In),
         _ => None,
     }
 }
@@ -234,12 +272,17 @@ pub(crate) fn changes(observed: &Observed, desired: &Desired) -> Vec<Change> {
             changes.push(Change::RemoveService { netns: netns.clone() });
         }
     }
-    let old = match &observed.fabric {
-        Some(fabric) => passages(&fabric.rules, &observed_names(observed)),
-        None => BTreeSet::new(),
+    let netns = Place::Uplink.netns(&desired.network);
+    let gateways = [observed.rules(&Place::Uplink, netns.as_deref()), desired.locks.get(&Place::Uplink)];
+    let names = [observed_names(observed), wire_names(desired.wires.values())];
+    let both = |wanted: fn(Word) -> bool| {
+        let old = observed.fabric.as_ref();
+        let old = old.map(|fabric| passages_of(&fabric.rules, gateways[0], &names[0], wanted));
+        (old.unwrap_or_default(), passages_of(&desired.fabric, gateways[1], &names[1], wanted))
     };
-    let new = passages(&desired.fabric, &wire_names(desired.wires.values()));
-    changes.extend(spoiled(observed, desired).map(|what| Change::Repair { what }));
+    let (old, new) = both(|_| true);
+    let (ways_in, new_ways_in) = both(|word| matches!(word, Word::In));
+    changes.extend(spoiled(observed, desired, ways_in != new_ways_in).map(|what| Change::Repair { what }));
     let gone = joined(old.difference(&new).cloned().collect());
     let come = joined(new.difference(&old).cloned().collect());
     changes.extend(gone.into_iter().map(Change::RemoveEdge));
@@ -258,20 +301,25 @@ fn renumbered(observed: &Observed, wire: &Wire) -> Option<Addresses> {
     differs.then_some(from)
 }
 
-/// Rules that are there and are not as they were made; what only comes or goes with edges is told as edges.
-fn spoiled<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = String> + 'a {
-    let locks = desired.locks.iter().filter_map(|(place, new)| {
+/// Rules that are there and are not as they were made; what only comes or goes with edges is told as edges, and so is
+/// what comes or goes with ways in.
+fn spoiled<'a>(
+    observed: &'a Observed,
+    desired: &'a Desired,
+    ways_in_change: bool,
+) -> impl Iterator<Item = String> + 'a {
+    let locks = desired.locks.iter().filter_map(move |(place, new)| {
         let netns = desired.wires.get(place).and_then(|wire| wire.netns.as_deref());
         let old = observed.rules(place, netns)?;
         let was_made = *place != Place::Host || observed.host_links.contains_key(host_link(desired, place)?.as_str());
         let word = if *place == Place::Host { "the table on the host" } else { "the lock" };
-        (was_made && chains_differ(old, new)).then(|| match place {
+        (was_made && chains_differ(old, new, ways_in_change)).then(|| match place {
             Place::Host => format!("{word} is missing or changed"),
             _ => format!("{word} of {place} is missing or changed"),
         })
     });
-    let panel =
-        observed.fabric.iter().filter(|fabric| !desired.is_nothing() && panel_differs(&fabric.rules, &desired.fabric));
+    let differs = move |rules: &Ruleset| panel_differs(rules, &desired.fabric, ways_in_change);
+    let panel = observed.fabric.iter().filter(move |fabric| !desired.is_nothing() && differs(&fabric.rules));
     locks.chain(panel.map(|_| "the rules of the panel are missing or changed".to_owned()))
 }
 
@@ -282,17 +330,43 @@ fn host_link(desired: &Desired, place: &Place) -> Option<crate::name::LinkName> 
 
 /// Whether a chain's rules or hook differ. Rules depend on the policy's shape, so a policy that gained a feature
 /// changes them too; an operator is told either way.
-fn chains_differ(old: &Ruleset, new: &Ruleset) -> bool {
-    new.tables.iter().any(|(id, table)| old.tables.get(id).is_none_or(|old| old.chains != table.chains))
+fn chains_differ(old: &Ruleset, new: &Ruleset, but_ways_in: bool) -> bool {
+    new.tables.iter().any(|(id, table)| {
+        old.tables.get(id).is_none_or(|old| match but_ways_in {
+            true => without_ways_in(&old.chains) != without_ways_in(&table.chains),
+            false => old.chains != table.chains,
+        })
+    })
+}
+
+/// The rules that stand whether or not there is a way in.
+fn without_ways_in(chains: &BTreeMap<String, Chain>) -> BTreeMap<&str, (&Option<Hook>, Vec<&Rule>)> {
+    let asks = |expr: &Expr| match expr {
+        Expr::Lookup { set, .. } => matches!(stem(set), "exposed" | "exposed_back" | "ports"),
+        _ => false,
+    };
+    let is_answer = |expr: &Expr| matches!(expr, Expr::Ct { key: CtKey::Direction, .. });
+    let translates = |name: &str| matches!(name, "to_gateway" | "to_service");
+    let others = chains.iter().filter(|(name, _)| !translates(name));
+    others
+        .map(|(name, chain)| {
+            let own = |rule: &Rule| rule.0.iter().any(asks) || (name == "from_leg" && rule.0.iter().any(is_answer));
+            (name.as_str(), (&chain.hook, chain.rules.iter().filter(|rule| !own(rule)).collect()))
+        })
+        .collect()
 }
 
 /// Like [`chains_differ`] for what wires share: their own chains come and go with them.
-fn panel_differs(old: &Ruleset, new: &Ruleset) -> bool {
+fn panel_differs(old: &Ruleset, new: &Ruleset, but_ways_in: bool) -> bool {
     new.tables.iter().any(|(id, table)| {
+        let old = old.tables.get(id);
+        if but_ways_in {
+            let old = old.map(|old| without_ways_in(&old.chains)).unwrap_or_default();
+            let shared = without_ways_in(&table.chains);
+            return shared.iter().any(|(name, chain)| chain.0.is_none() && old.get(name) != Some(chain));
+        }
         let shared = table.chains.iter().filter(|(_, chain)| chain.hook.is_none());
-        let kept = |(name, chain): (&String, &crate::ruleset::Chain)| {
-            old.tables.get(id).and_then(|old| old.chains.get(name)) == Some(chain)
-        };
+        let kept = |(name, chain): (&String, &Chain)| old.and_then(|old| old.chains.get(name)) == Some(chain);
         !shared.into_iter().all(kept)
     })
 }

@@ -316,10 +316,10 @@ fn sysctls(graph: &AllowGraph, host: &HostNetwork) -> Vec<(String, String)> {
     let leg = leg_link(&graph.network().name);
     let on = |path: String| (path, "1".to_owned());
     let mut sysctls: Vec<_> = std::iter::once(leg.to_string())
-        .chain(host.uplinks4.iter().cloned())
+        .chain(host.forwarding4(graph))
         .map(|link| on(format!("net/ipv4/conf/{link}/forwarding")))
         .collect();
-    if graph.network().pool6.is_some() && !host.uplinks6.is_empty() {
+    if host.forwards6(graph) {
         // All that listen, not only those with a route now: a link that comes later hears of its router as well.
         let knobs =
             host.sysctls.iter().filter(|(path, _)| path.starts_with("net/ipv6/") && path.ends_with("/accept_ra"));

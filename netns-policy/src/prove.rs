@@ -599,7 +599,8 @@ fn on_host(facts: &Facts<'_>, rules: &Ruleset) -> Result<usize, Box<Counterexamp
     let (wire, leg) = (Place::Host.inner_link(network), leg_link(network));
     // Where forwarding was off is asked of the uplinks by name and of our links by group, whether or not a rule does.
     let uplinks = facts.host.uplinks4.iter().chain(&facts.host.uplinks6).map(String::as_str);
-    let own: Vec<&str> = [wire.as_str(), leg.as_str()].into_iter().chain(uplinks).collect();
+    let near = Ip::BOTH.into_iter().flat_map(|ip| facts.links_of_callers(ip));
+    let own: Vec<&str> = [wire.as_str(), leg.as_str()].into_iter().chain(uplinks).chain(near).collect();
     let mut room = Room::new("the table on the host".into(), rules, &own, &[GROUP])?;
     room.local = facts.host_local();
     let mut count = room.all(HookPoint::Prerouting, |from, _| facts.host_prerouting(from))?;

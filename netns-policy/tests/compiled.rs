@@ -229,6 +229,38 @@ fn every_planted_mistake_is_found() {
     assert_eq!(missed, Vec::<&str>::new(), "not found");
 }
 
+/// Mistakes that the first packet of a call meets, whoever is at the other gates. The rest is the proof's to find.
+const OF_CALLS: [&str; 8] = [
+    "lock: the source restriction is dropped",
+    "panel: somebody of the pool comes in",
+    "panel: it is open from another wire",
+    "panel: it leads to another service",
+    "panel: one is missing",
+    "host: it leads to another port of the gateway",
+    "gateway: it leads to the wrong port",
+    "relay: people outside come in past it",
+];
+
+#[test]
+fn a_mistake_that_calls_from_outside_meet_is_found_by_them() {
+    let cases = [(planted::ENTERED, &planted::ENTRANCES[..]), (planted::RELAYED, &planted::RELAYS[..])];
+    let mut found = Vec::new();
+    for (text, mistakes) in cases {
+        let made = Made::of(text);
+        assert_eq!(outside(&made, &made.world, 0, 7), None);
+        for (name, mistake) in mistakes.iter().filter(|(name, _)| OF_CALLS.contains(name)) {
+            let mut world = made.world.clone();
+            mistake(&mut world);
+            let is_found = |step| outside(&made, &world, 0, step).is_some();
+            found.extend((is_found(97) || is_found(1)).then_some(*name));
+        }
+    }
+    found.sort_unstable();
+    let mut all = OF_CALLS;
+    all.sort_unstable();
+    assert_eq!(found, all);
+}
+
 #[test]
 fn what_a_lock_sends_somewhere_else_is_not_judged_as_it_was_written() {
     let text = "schema = 1\nnetwork.name = \"node\"\n[service.a]\ndns = \"tor\"\n[service.b]\n\

@@ -319,6 +319,7 @@ fn of_exposures() {
         ("unknown port", "E0204", "[service.web.expose.onion]\nports = { \"80\" = \"htp\" }\n"),
         ("port outside that is none", "E0206", "[service.web.expose.port]\nports = { \"0\" = \"http\" }\n"),
         ("UDP on an onion", "E0607", "[service.web.expose.onion]\nports = { \"53\" = \"dns\" }\n"),
+        ("the port of ssh", "E0615", "[service.web.expose.lan]\nports = { \"22\" = \"http\" }\n"),
         ("UDP by a relay", "E0607", "[service.web.expose.lan]\nports = { \"53\" = \"dns\" }\nrelay = true\n"),
         ("a header without a relay", "E0110", "[service.web.expose.lan]\nports = { \"80\" = \"http\" }\nproxy = \"v2\"\n"),
         ("UDP to a domain", "E0607", "[service.web.expose.clearnet]\ndomain = \"a.example.com\"\nport = \"dns\"\n"),

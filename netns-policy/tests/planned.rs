@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use drawn::Made;
 use netns_policy::address::{AddressPlan, Addresses};
+use netns_policy::changes::Change;
 use netns_policy::desired::{Desired, Route};
 use netns_policy::observed::{Link, Namespace, Observed};
 use netns_policy::plan::{Plan, Step};
@@ -128,6 +129,36 @@ fn a_right_outside_that_comes_or_goes_is_an_edge_of_the_plan() {
     assert_eq!(told.len(), 2, "{told:#?}");
     assert!(told[0].starts_with("RemoveEdge") && told[0].contains("192.168.1.20/32"), "{told:#?}");
     assert!(told[1].starts_with("AddEdge") && told[1].contains("192.168.0.0/16"), "{told:#?}");
+}
+
+#[test]
+fn a_way_in_that_comes_or_goes_is_an_edge_of_the_plan_and_no_damage() {
+    let base = "schema = 1\n[network]\nname = \"node\"\nlan = [\"192.168.1.0/24\"]\n[service.rtl]\n\
+                ports = { http = \"tcp:3000\" }\n";
+    let with = |way: &str| format!("{base}expose.{way}\n");
+    let (lan, port) = ("lan = { ports = { \"8080\" = \"http\" } }", "port = { ports = { \"8080\" = \"http\" } }");
+    let relay = "lan = { ports = { \"8080\" = \"http\" }, relay = true }";
+    let words = |old: &str, new: &str| {
+        let plan = plan(&Made::of(old), new);
+        let word = |change: &Change| match change {
+            Change::AddEdge(edge) => format!("+ {edge}"),
+            Change::RemoveEdge(edge) => format!("- {edge}"),
+            other => format!("{other:?}"),
+        };
+        plan.changes.iter().map(word).collect::<Vec<_>>()
+    };
+    assert_eq!(words(base, &with(lan)), ["+ lan -> rtl:tcp:3000"]);
+    assert_eq!(words(&with(lan), base), ["- lan -> rtl:tcp:3000"]);
+    assert_eq!(words(&with(lan), &with(port)), ["- lan -> rtl:tcp:3000", "+ port -> rtl:tcp:3000"]);
+    let relayed = ["- lan -> rtl:tcp:3000", "+ +relay -> rtl:tcp:3000", "+ lan -> +relay:tcp:8080"];
+    assert_eq!(words(&with(lan), &with(relay)), relayed);
+    assert_eq!(words(&with(lan), &with(lan)), Vec::<String>::new());
+    // The control: where no way in comes or goes, the same rules are missed.
+    let (made, mut seen) = (Made::of(&with(lan)), Made::of(&with(lan)));
+    let gateway = seen.desired.locks.get_mut(&Place::Uplink).unwrap().tables.values_mut().next().unwrap();
+    gateway.chains.get_mut("to_service").unwrap().rules.clear();
+    let told = Plan::between(&in_force(&seen), &made.desired).changes;
+    assert!(matches!(&told[..], [Change::Repair { what }] if what.contains("uplink")), "{told:?}");
 }
 
 #[test]

@@ -45,6 +45,12 @@ pub(super) fn network(linux: &Linux) -> Result<HostNetwork, KernelError> {
             && !route.link.is_some_and(ours)
             && !is_link_local(route.destination.ip())
     });
+    let mut by_link: BTreeMap<String, BTreeSet<IpNetwork>> = BTreeMap::new();
+    for route in on_link.clone().filter(|route| !route.destination.ip().is_multicast()) {
+        if let Some(link) = route.link.and_then(name) {
+            by_link.entry(link).or_default().insert(route.destination);
+        }
+    }
     // The pools of other networks of ours are their own business too, and so is what is on their links.
     let own = netns_policy::desired::host_tables(&linux.network);
     let others = rtnl.rules()?.into_iter().filter(|rule| rule.protocol == PROTOCOL && !own.contains(&rule.table));
@@ -54,13 +60,14 @@ pub(super) fn network(linux: &Linux) -> Result<HostNetwork, KernelError> {
     let mtu = links.iter().filter(|link| uplinks.contains(&link.name)).map(|link| link.mtu).min();
     Ok(HostNetwork {
         mtu: mtu.unwrap_or(1500),
-        sysctls: sysctls(linux, &links, &uplinks4),
+        sysctls: sysctls(linux, &links, uplinks4.iter().chain(by_link.keys())),
         resolvers: resolvers(&addresses),
         before: linux.before.clone(),
         uplinks4,
         uplinks6,
         addresses,
         on_link,
+        links: by_link,
     })
 }
 
@@ -82,10 +89,10 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 /// Those that a plan may set, those that it asks, and those that are recorded. One that is not there is left out.
-fn sysctls(linux: &Linux, links: &[Link], uplinks4: &BTreeSet<String>) -> BTreeMap<String, String> {
+fn sysctls<'a>(linux: &Linux, links: &[Link], near: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
     let leg = netns_policy::topology::leg_link(&linux.network);
     let mut wanted = vec![Sysctl::ip_forward(), Sysctl::ipv6_forwarding(), Sysctl::ipv4(leg.as_str(), "forwarding")];
-    wanted.extend(uplinks4.iter().map(|link| Sysctl::ipv4(link, "forwarding")));
+    wanted.extend(near.map(|link| Sysctl::ipv4(link, "forwarding")));
     // What may hear of a router: everybody else's links, and those to come.
     let others = links.iter().filter(|link| link.index != LOOPBACK && !is_ours(link)).map(|link| link.name.as_str());
     wanted.extend(others.chain(["default"]).map(|link| Sysctl::ipv6(link, "accept_ra")));

@@ -40,6 +40,9 @@ pub(crate) fn exposures(policy: &Policy, spans: &mut Spans, out: &mut Findings) 
     found
 }
 
+/// Nothing of ours may cut the operator off.
+const SSH: (Protocol, u16) = (Protocol::Tcp, 22);
+
 /// How a relay hands on, if there is to be one.
 fn relay(on_host: &OnHost) -> Option<Handover> {
     let kind = if on_host.proxy.is_some() { Handover::ProxyV2 } else { Handover::Bare };
@@ -144,6 +147,11 @@ impl Ways<'_> {
             let message = format!("two ports of the machine lead to {}:{}", service.text, mapped.port.value);
             let draft = Draft::new("E0605", at, message).second(first, "first here");
             self.out.add(draft.help("replies find their way back by the port of the service: expose it once"));
+        }
+        if outer == SSH {
+            let draft =
+                Draft::new("E0615", mapped.external.at, "port tcp:22 of the machine is where people log in by ssh");
+            self.out.add(draft.help("take another port outside: this one would lead to the service from then on"));
         }
         if way.relay().is_some() {
             self.tcp_only(&way, ports, &mapped.port);

@@ -247,10 +247,19 @@ pub fn host() -> HostNetwork {
         on_link: ["192.168.1.0/24", "203.0.113.0/29", "2001:db8:1::/64", "fd99::/64"]
             .map(|p| p.parse().unwrap())
             .into(),
+        links: [
+            ("eth0", vec!["192.168.1.0/24", "fd99::/64"]),
+            ("eth1", vec!["10.9.0.0/24"]),
+            ("eth2", vec!["203.0.113.0/29", "2001:db8:1::/64"]),
+        ]
+        .map(|(link, prefixes)| (link.to_owned(), prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect()))
+        .into(),
         resolvers: vec!["192.168.1.1".parse().unwrap(), "fd99::1".parse().unwrap()],
         sysctls: [
             ("net/ipv4/ip_forward", "0"),
             ("net/ipv4/conf/eth0/forwarding", "0"),
+            ("net/ipv4/conf/eth1/forwarding", "0"),
+            ("net/ipv4/conf/eth2/forwarding", "0"),
             ("net/ipv6/conf/all/forwarding", "0"),
         ]
         .map(|(path, value)| (path.to_owned(), value.to_owned()))

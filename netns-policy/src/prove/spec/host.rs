@@ -188,6 +188,16 @@ impl Facts<'_> {
         spec.may(Outcome::Accept, Class::every(ip).with(Var::Daddr, &beyond));
     }
 
+    /// The links on which somebody may be who comes in: those where a prefix of `lan` lies.
+    pub(in crate::prove) fn links_of_callers(&self, ip: Ip) -> Vec<&str> {
+        if self.doors().is_empty() {
+            return vec![];
+        }
+        let lan = self.lan(ip);
+        let near = self.host.links.iter().filter(|(_, prefixes)| super::prefixes(ip, *prefixes).meets(&lan));
+        near.map(|(link, _)| link.as_str()).collect()
+    }
+
     /// Whether forwarding between two links that are not ours was off, and is on because of the leg.
     fn was_off(&self, ip: Ip, from: &Link, by: &Link) -> bool {
         let off = |path: &str| self.host.original(path) == Some("0");
@@ -196,11 +206,13 @@ impl Facts<'_> {
             _ if !self.has_leg() => false,
             // One switch for all links there.
             Ip::V6 => {
-                let switched = off("net/ipv6/conf/all/forwarding") && !self.host.uplinks6.is_empty();
+                let sends_on = !self.host.uplinks6.is_empty() || !self.links_of_callers(ip).is_empty();
+                let sends_on = sends_on && self.graph.network().pool6.is_some();
+                let switched = off("net/ipv6/conf/all/forwarding") && sends_on;
                 switched && !ours(from) && !ours(by)
             }
             _ => {
-                let link = self.host.uplinks4.contains(&from.name);
+                let link = self.host.uplinks4.contains(&from.name) || self.links_of_callers(ip).contains(&&*from.name);
                 let switched = off(&format!("net/ipv4/conf/{}/forwarding", from.name));
                 off("net/ipv4/ip_forward") && link && switched && !ours(by)
             }

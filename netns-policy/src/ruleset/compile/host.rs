@@ -155,10 +155,11 @@ fn guard(source: &Source) -> Vec<Rule> {
     let off = |path: &str| source.host.original(path) == Some("0");
     let mut rules = Vec::new();
     if off("net/ipv4/ip_forward") {
-        let ours = source.host.uplinks4.iter().filter(|link| off(&format!("net/ipv4/conf/{link}/forwarding")));
+        let ours = source.host.forwarding4(source.graph);
+        let ours = ours.iter().filter(|link| off(&format!("net/ipv4/conf/{link}/forwarding")));
         rules.extend(ours.map(|link| guard4(link)));
     }
-    if off("net/ipv6/conf/all/forwarding") && !source.host.uplinks6.is_empty() {
+    if off("net/ipv6/conf/all/forwarding") && source.host.forwards6(source.graph) {
         rules.push(guard6());
     }
     rules
@@ -192,12 +193,14 @@ pub fn unrecorded(network: &NetworkName, observed: &Observed) -> BTreeMap<String
     let on = |path: &str| host.sysctls.get(path).is_some_and(|value| value == "1");
     let mut paths: Vec<String> = Vec::new();
     if !on("net/ipv4/ip_forward") {
-        let ours = host.uplinks4.iter().filter(|link| guarded(&guard4(link)));
+        // A link that is no uplink was switched on for who comes in, if its guard says so.
+        let others = host.links.keys().filter(|link| table.is_some() && !host.uplinks4.contains(*link));
+        let ours = host.uplinks4.iter().chain(others).filter(|link| guarded(&guard4(link)));
         paths.extend(ours.map(|link| format!("net/ipv4/conf/{link}/forwarding")));
         paths.extend(leg.map(|_| own));
     }
     let has6 = leg.is_none_or(|leg| leg.addresses.iter().any(|address| is_global6(*address)));
-    if has6 && !host.uplinks6.is_empty() && guarded(&guard6()) {
+    if has6 && (table.is_some() || !host.uplinks6.is_empty()) && guarded(&guard6()) {
         paths.push("net/ipv6/conf/all/forwarding".into());
     }
     paths

@@ -6,6 +6,7 @@
 //! What the gateway takes on its wire for somebody else goes on by its [`Leg`], through two more gates, to [`WAN`].
 
 mod behind;
+mod inward;
 mod outside;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use super::{Decision, Env, Nat, Outcome, hooks};
 use crate::packet::{Packet, View};
 use crate::ruleset::{Family, HookPoint, Reject, Ruleset};
 
+pub use inward::Call;
 pub use outside::{Arrival, Leg, Link, WAN};
 
 /// Everything whose rules a packet can meet.

@@ -77,6 +77,8 @@ pub enum Kind {
     Unsolicited(Protocol),
     /// Somebody outside opens a connection to a port of the service's own address.
     Opening(Protocol),
+    /// Somebody outside opens a connection to a port of the host, which may be one that leads to the service.
+    Call(Protocol),
     /// Somebody outside asks for an echo.
     EchoIn,
     /// A router outside says that a packet of the service cannot go on.
@@ -199,6 +201,20 @@ impl<'a> Premises<'a> {
         })
     }
 
+    /// Where a call of `from` to this port of the host leads, if it is to the service or to a relay for it: the port there,
+    /// and whether a relay is between.
+    pub fn door(&self, service: &Service, from: IpAddr, protocol: Protocol, outside: u16) -> Option<(u16, bool)> {
+        let here = self.graph.exposures().iter().filter(|exposure| exposure.service == service.name);
+        let mut doors = here.filter(|exposure| exposure.ports.protocol() == protocol);
+        let door = doors.find(|exposure| match exposure.way {
+            Way::Lan { external, .. } => external == outside && self.is_lan(from),
+            Way::Port { external, .. } => external == outside,
+            _ => false,
+        })?;
+        let relayed = door.way.relay().is_some();
+        (!self.is_pooled(from)).then_some((if relayed { outside } else { door.ports.lo() }, relayed))
+    }
+
     fn is_lan(&self, address: IpAddr) -> bool {
         self.graph.network().lan.iter().any(|prefix| prefix.contains(address))
     }
@@ -222,6 +238,7 @@ impl<'a> Premises<'a> {
                 kinds.contains(kind) && open(Protocol::Tcp)
             }
             Kind::Fragment { .. } => self.may_send_parts(service, class.remote),
+            Kind::Call(protocol) => self.door(service, class.remote, *protocol, class.port).is_some(),
             Kind::MidStream
             | Kind::Untracked
             | Kind::Spoofed(_)

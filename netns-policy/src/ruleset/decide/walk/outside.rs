@@ -102,7 +102,7 @@ impl Leg {
         hops: &mut Vec<Hop<'a>>,
     ) -> Result<&'a str, Fate<'a>> {
         let view = received(packet)?;
-        let gate = Gated { rules: &place.lock, gate: Gate::Gateway, name: &self.gateway };
+        let gate = self.gateway_gate(place);
         let env = Env { iif: place.index, iifname: &place.link, ..place.env(&self.gateway, packet, connections) };
         // A known flow keeps the translation that its first packet got.
         let first = Env { ct: env.ct.map(as_first), ..env };
@@ -184,7 +184,7 @@ impl Leg {
         hops: &mut Vec<Hop<'a>>,
     ) -> Result<(), Fate<'a>> {
         datagram(packet)?;
-        let gate = Gated { rules: &place.lock, gate: Gate::Gateway, name: &self.gateway };
+        let gate = self.gateway_gate(place);
         let env = place.env(&self.gateway, packet, connections);
         let env = Env { iif: self.inner.index, iifname: &self.inner.name, ..env };
         let env = Env { oif: place.index, oifname: &place.link, ..env };
@@ -196,11 +196,15 @@ impl Leg {
         Ok(())
     }
 
-    fn host_gate(&self) -> Gated<'_> {
+    pub(super) fn gateway_gate<'a>(&'a self, place: &'a Place) -> Gated<'a> {
+        Gated { rules: &place.lock, gate: Gate::Gateway, name: &self.gateway }
+    }
+
+    pub(super) fn host_gate(&self) -> Gated<'_> {
         Gated { rules: &self.host, gate: Gate::Host, name: "host" }
     }
 
-    fn host_env(&self, packet: &Packet, connections: &Connections) -> Env<'static> {
+    pub(super) fn host_env(&self, packet: &Packet, connections: &Connections) -> Env<'static> {
         let ct = match connections.get("host") {
             Some(tracked) => tracked.classify(packet),
             None => Tracked::default().classify(packet),
@@ -238,7 +242,7 @@ fn masqueraded<'a>(nat: Option<Nat>, ct: Option<CtState>) -> Result<(), Fate<'a>
 }
 
 /// The rules of one namespace on the way.
-struct Gated<'a> {
+pub(super) struct Gated<'a> {
     rules: &'a Ruleset,
     gate: Gate,
     name: &'a str,
@@ -266,7 +270,7 @@ impl<'a> Gated<'a> {
         hooks(self.rules, Family::Inet, HookPoint::Prerouting, None, &opening(packet)?, &first).nat
     }
 
-    fn ask(
+    pub(super) fn ask(
         &self,
         point: HookPoint,
         packet: &Packet,

@@ -7,7 +7,8 @@ use crate::packet::build::{Icmp, flag};
 use crate::packet::{Ends, Packet};
 use crate::port::Protocol;
 use crate::ruleset::decide::Decision;
-use crate::ruleset::decide::walk::{Arrival, Connections, Fate, Gate, Sender, WAN, Walk, World};
+use crate::ruleset::decide::walk::{Arrival, Call, Connections, Fate, Gate, Sender, WAN, Walk, World};
+use crate::topology::Place;
 
 /// Neighbour solicitation.
 const SOLICITATION: u8 = 135;
@@ -28,6 +29,7 @@ impl OutsideClass {
         let expected = premises.expected(self);
         let Some(route) = self.route(premises) else { return !expected };
         match &self.kind {
+            Kind::Call(protocol) => self.calls(premises, *protocol, world),
             Kind::Fragment { leaves, first } => self.fragment(&route, *leaves, *first, world) == Some(expected),
             Kind::New(_)
             | Kind::Data(_)
@@ -81,6 +83,35 @@ impl OutsideClass {
             }
             _ => return None,
         })
+    }
+
+    /// A call is for the service, for the relay, or for nobody in the fabric.
+    fn calls(&self, premises: &Premises<'_>, protocol: Protocol, world: &World) -> bool {
+        let like = |all: Vec<IpAddr>| all.into_iter().find(|own| own.is_ipv4() == self.remote.is_ipv4());
+        let door = premises.service(&self.service);
+        let door = door.and_then(|service| premises.door(service, self.remote, protocol, self.port));
+        let (port, place) = match door {
+            Some((port, true)) => (port, Place::Relay),
+            Some((port, false)) => (port, Place::Service(self.service.clone())),
+            None => (self.port, Place::Service(self.service.clone())),
+        };
+        let place_address = premises.addresses.of(&place).and_then(|own| like(own.iter().collect()));
+        let host = like(premises.host.addresses.iter().copied().collect());
+        let end = like(premises.addresses.leg_gateway().iter().collect());
+        let (Some(host), Some(end), Some(own)) = (host, end, place_address) else { return true };
+        let packet = |to: IpAddr, port| {
+            let ends = Ends::new(self.remote, to).expect("both are of one version");
+            datagram(ends, protocol, self.own_port, port, flag::SYN)
+        };
+        let call =
+            Call { to_host: packet(host, self.port), to_gateway: packet(end, self.port), to_place: packet(own, port) };
+        let walk = world.admit(&call, &Connections::new());
+        // No rule asks for what no IP stack takes as a source.
+        let martian = self.remote.is_loopback() || self.remote.is_multicast();
+        match walk.fate {
+            Fate::Delivered("host") | Fate::Lost(_) | Fate::Dropped(_) | Fate::Refused(..) => door.is_none() || martian,
+            Fate::Delivered(to) => door.is_some() && to == place.to_string(),
+        }
     }
 
     /// What comes from outside is tried from three places: before the host, before the gateway as if the host's rules

@@ -33,7 +33,8 @@ pub fn destinations(premises: &Premises<'_>) -> BTreeSet<IpAddr> {
 /// Addresses in the fabric are the business of the other classes.
 fn belongs(premises: &Premises<'_>, to: IpAddr) -> bool {
     let services = premises.graph.services().filter_map(|service| premises.addresses.service(service.name.as_str()));
-    let gateways = [&crate::topology::Place::Host, &crate::topology::Place::Uplink];
+    use crate::topology::Place;
+    let gateways = [&Place::Host, &Place::Relay, &Place::Uplink];
     let all = services.chain(gateways.into_iter().filter_map(|place| premises.addresses.of(place)));
     let mut all = all.chain([premises.addresses.leg_gateway()]);
     all.any(|own| own.iter().any(|own| own == to))
@@ -79,7 +80,12 @@ fn ports(premises: &Premises<'_>, service: &Service) -> BTreeSet<u16> {
     let around = own
         .chain(received.map(|edge| edge.ports).take(2))
         .flat_map(|ports| [ports.lo().saturating_sub(1), ports.lo(), ports.hi(), ports.hi().saturating_add(1)]);
-    around.chain([53, 443]).filter(|port| *port != 0).collect()
+    let exposed = premises.graph.exposures().iter().filter(|exposure| exposure.service == service.name);
+    let exposed = exposed.filter(|exposure| exposure.way.is_on_host()).flat_map(|exposure| {
+        let outside = exposure.way.external().unwrap_or_default();
+        [outside.saturating_sub(1), outside, exposure.ports.lo()]
+    });
+    around.chain(exposed).chain([53, 443]).filter(|port| *port != 0).collect()
 }
 
 fn once(premises: &Premises<'_>, service: &Service) -> Vec<Kind> {
@@ -96,7 +102,7 @@ fn once(premises: &Premises<'_>, service: &Service) -> Vec<Kind> {
 fn at_port(premises: &Premises<'_>, service: &Service, remote: IpAddr) -> Vec<Kind> {
     let both = [Protocol::Tcp, Protocol::Udp];
     let mut kinds: Vec<Kind> = Vec::new();
-    for of in [Kind::New, Kind::Data, Kind::Reply, Kind::Unsolicited, Kind::Opening] {
+    for of in [Kind::New, Kind::Data, Kind::Reply, Kind::Unsolicited, Kind::Opening, Kind::Call] {
         kinds.extend(both.map(of));
     }
     let routers = ROUTERS.iter().filter_map(|text| text.parse::<IpAddr>().ok());
