@@ -9,7 +9,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{DaemonError, Snapshot, refused};
+use super::{DaemonError, Shared, refused};
 use crate::session::Session;
 
 /// The longest question.
@@ -86,7 +86,7 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, DaemonError> {
 pub(super) fn listen(
     path: &Path,
     changes: mpsc::Sender<Asked>,
-    shared: Arc<Mutex<Snapshot>>,
+    shared: Shared,
 ) -> Result<JoinHandle<()>, DaemonError> {
     let listener = bind(path)?;
     Ok(tokio::spawn(async move {
@@ -95,7 +95,7 @@ pub(super) fn listen(
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let (changes, shared) = (changes.clone(), Arc::clone(&shared));
+                    let (changes, shared) = (changes.clone(), shared.clone());
                     tokio::spawn(async move {
                         serve(stream, changes, shared).await.ok();
                         drop(place);
@@ -114,7 +114,7 @@ pub(super) fn is_trusted(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
-async fn serve(stream: UnixStream, changes: mpsc::Sender<Asked>, shared: Arc<Mutex<Snapshot>>) -> io::Result<()> {
+async fn serve(stream: UnixStream, changes: mpsc::Sender<Asked>, shared: Shared) -> io::Result<()> {
     if !is_trusted(&stream) {
         return Ok(());
     }
@@ -127,8 +127,7 @@ async fn serve(stream: UnixStream, changes: mpsc::Sender<Asked>, shared: Arc<Mut
         Ok(Ok(_)) => match serde_json::from_str::<Request>(&line) {
             Err(error) => failure(&format!("not a question: {error}")),
             Ok(Request::Status) => {
-                let shared = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                serde_json::to_value(&*shared).unwrap_or_else(|error| failure(&error.to_string()))
+                serde_json::to_value(shared.now()).unwrap_or_else(|error| failure(&error.to_string()))
             }
             Ok(Request::Reload(reload)) => {
                 let (answer, answered) = oneshot::channel();

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::control::{bind, is_trusted};
-use super::{DaemonError, Snapshot};
+use super::{DaemonError, Shared, Snapshot};
 
 /// How long one connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const MOST: usize = 8;
 type Labels = Vec<(String, String)>;
 type Level = Family<Labels, Gauge<f64, AtomicU64>>;
 
-pub(super) fn listen(path: &Path, shared: Arc<Mutex<Snapshot>>) -> Result<JoinHandle<()>, DaemonError> {
+pub(super) fn listen(path: &Path, shared: Shared) -> Result<JoinHandle<()>, DaemonError> {
     let listener = bind(path)?;
     Ok(tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(MOST));
@@ -47,7 +47,7 @@ pub(super) fn listen(path: &Path, shared: Arc<Mutex<Snapshot>>) -> Result<JoinHa
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             };
-            let shared = Arc::clone(&shared);
+            let shared = shared.clone();
             tokio::spawn(async move {
                 if is_trusted(&stream) {
                     let service = service_fn(|request: hyper::Request<Incoming>| {
@@ -65,11 +65,10 @@ pub(super) fn listen(path: &Path, shared: Arc<Mutex<Snapshot>>) -> Result<JoinHa
     }))
 }
 
-fn answer(request: &hyper::Request<Incoming>, shared: &Mutex<Snapshot>) -> Response<Full<Bytes>> {
+fn answer(request: &hyper::Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            let snapshot = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            (StatusCode::OK, text(&snapshot))
+            (StatusCode::OK, text(&shared.now()))
         }
         _ => (StatusCode::NOT_FOUND, "there is /metrics\n".to_owned()),
     };
@@ -105,6 +104,9 @@ fn text(snapshot: &Snapshot) -> String {
     let took = level("last_compare_seconds", "How long that took");
     let failed = level("failed", "1 when the last compare or repair failed");
     let confirm = level("confirm_within_seconds", "How long a generation waits still to be confirmed, 0 for none");
+    let ready = level("worker_ready", "1 while the worker serves");
+    let restarts = level("worker_restarts", "How often the worker was started again after a failure");
+    let open = level("worker_connections", "Connections that the worker has open");
     let repairs = Family::<Labels, Counter>::default();
     registry.register("repairs", "Repairs since the daemon was started", repairs.clone());
     for (name, network) in &snapshot.networks {
@@ -122,6 +124,13 @@ fn text(snapshot: &Snapshot) -> String {
         set(&failed, f64::from(u8::from(network.error.is_some())));
         set(&confirm, whole(network.confirm_within.unwrap_or(0)));
         repairs.get_or_create(&labels).inc_by(network.repairs);
+        for worker in &network.workers {
+            let of = worker["name"].as_str().unwrap_or_default().to_owned();
+            let labels = vec![("network".to_owned(), name.clone()), ("worker".to_owned(), of)];
+            ready.get_or_create(&labels).set(f64::from(u8::from(worker["phase"] == "ready")));
+            restarts.get_or_create(&labels).set(worker["restarts"].as_f64().unwrap_or_default());
+            open.get_or_create(&labels).set(worker["connections"]["open"].as_f64().unwrap_or_default());
+        }
         for (way, count) in &network.exposures {
             let labels = vec![("network".to_owned(), name.clone()), ("way".to_owned(), way.clone())];
             exposures.get_or_create(&labels).set(whole(*count as u64));

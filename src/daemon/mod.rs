@@ -16,12 +16,13 @@ mod metrics;
 mod network;
 mod snapshot;
 mod watch;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use netns_policy::name::NetworkName;
@@ -34,7 +35,9 @@ use tokio::sync::mpsc;
 
 use self::network::{Compared, Watched};
 use self::watch::{Voice, Watch};
+use self::workers::Fleets;
 use crate::kernel::netns;
+use crate::worker::Launcher;
 use crate::{Orchestrator, clock};
 
 pub use self::client::{ClientError, ask};
@@ -121,7 +124,27 @@ struct Daemon {
     networks: BTreeMap<NetworkName, Watched>,
     /// When each is compared next.
     due: BTreeMap<NetworkName, Instant>,
-    shared: Arc<Mutex<Snapshot>>,
+    shared: Shared,
+}
+
+/// What is known, for those who ask.
+#[derive(Clone)]
+struct Shared {
+    snapshot: Arc<Mutex<Snapshot>>,
+    fleets: Fleets,
+}
+
+impl Shared {
+    /// All of it, with the workers as they are now.
+    fn now(&self) -> Snapshot {
+        let mut now = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (network, states) in self.fleets.states() {
+            if let Some(network) = now.networks.get_mut(&network) {
+                network.workers = states.iter().filter_map(|state| serde_json::to_value(state).ok()).collect();
+            }
+        }
+        now
+    }
 }
 
 impl Daemon {
@@ -132,7 +155,11 @@ impl Daemon {
             since: clock::now(),
             networks: BTreeMap::new(),
         };
-        let shared = Arc::new(Mutex::new(snapshot));
+        let launcher = Launcher::beside_this_program().map_err(|error| DaemonError::Io {
+            action: "find the programs of workers",
+            source: io::Error::other(error),
+        })?;
+        let shared = Shared { snapshot: Arc::new(Mutex::new(snapshot)), fleets: Fleets::new(launcher) };
         Ok(Self { nsctl, settings, networks: BTreeMap::new(), due: BTreeMap::new(), shared })
     }
 
@@ -144,8 +171,8 @@ impl Daemon {
         let made = private.recursive(true).mode(0o700).create(&self.nsctl.options().state);
         made.map_err(refused("make the state directory"))?;
         let (asked, mut requests) = mpsc::channel(16);
-        let control = control::listen(&run.join(CONTROL), asked, Arc::clone(&self.shared))?;
-        let metrics = metrics::listen(&run.join(METRICS), Arc::clone(&self.shared))?;
+        let control = control::listen(&run.join(CONTROL), asked, self.shared.clone())?;
+        let metrics = metrics::listen(&run.join(METRICS), self.shared.clone())?;
         let mut watch = Watch::new(&[]).map_err(refused("listen to the kernel"))?;
         let mut term = signal(SignalKind::terminate()).map_err(refused("wait for signals"))?;
         let mut int = signal(SignalKind::interrupt()).map_err(refused("wait for signals"))?;
@@ -186,6 +213,7 @@ impl Daemon {
             self.compare_due(&mut watch, now).await;
         }
         sd_notify::notify(&[NotifyState::Stopping]).ok();
+        self.shared.fleets.stop().await;
         control.abort();
         metrics.abort();
         std::fs::remove_file(run.join(CONTROL)).ok();
@@ -265,6 +293,9 @@ impl Daemon {
             drift |= compared.drift;
             let again = compared.again.map_or(EVERY, |again| again.clamp(MORE, EVERY));
             self.due.insert(network.clone(), Instant::now() + again);
+            if let Some(specs) = compared.workers {
+                self.shared.fleets.want(&network, specs);
+            }
             self.share(&network, &watched);
             self.networks.insert(network, watched);
         }
@@ -280,7 +311,7 @@ impl Daemon {
     }
 
     fn share(&self, network: &NetworkName, watched: &Watched) {
-        let mut shared = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut shared = self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         shared.networks.insert(network.to_string(), watched.snapshot.clone());
         shared.networks.retain(|name, _| self.due.keys().any(|network| network.as_str() == name));
     }

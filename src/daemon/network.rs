@@ -10,10 +10,12 @@ use netns_policy::plan::{Plan, Site};
 use netns_policy::ruleset::compile::Capabilities;
 
 use super::budget::Budget;
+use super::workers::wanted;
 use super::snapshot::{NetworkSnapshot, REMEMBERED, Repair};
 use crate::orchestrator::history::Settled;
 use crate::orchestrator::mend::InForce;
 use crate::store::StoreError;
+use crate::worker::Spec;
 use crate::{Error, Orchestrator, Planned, clock, drift, held};
 
 /// What is left after one turn is a race or a fault: the next turns are for the races.
@@ -29,6 +31,8 @@ pub(super) struct Compared {
     pub(super) drift: bool,
     /// When to look again although nothing was heard.
     pub(super) again: Option<Duration>,
+    /// The workers that ought to run, where that is known: all of the network is as it ought to be.
+    pub(super) workers: Option<Vec<Spec>>,
 }
 
 /// One network.
@@ -83,7 +87,7 @@ impl Watched {
             }
             // Somebody else is at work, and may have changed what is in force.
             Err(Error::Moved { .. } | Error::Store(StoreError::Busy { .. })) => {
-                Compared { drift: false, again: Some(SOON) }
+                Compared { again: Some(SOON), ..Compared::default() }
             }
             Err(error) => {
                 let said = chain(&error);
@@ -96,7 +100,7 @@ impl Watched {
                 }
                 self.snapshot.error = (self.failures > 1).then_some(said);
                 let pause = SOON * 2u32.saturating_pow(self.failures.min(8));
-                Compared { drift: true, again: Some(pause) }
+                Compared { drift: true, again: Some(pause), workers: None }
             }
         }
     }
@@ -114,17 +118,19 @@ impl Watched {
         self.snapshot.confirm_within = left.map(|left| left.as_secs());
         self.refresh()?;
         let Some(in_force) = self.in_force.clone() else {
-            return Ok(Compared { drift: false, again: left });
+            return Ok(Compared { drift: false, again: left, workers: Some(Vec::new()) });
         };
         self.lifted();
         let mut drift = false;
         let mut again = left;
+        let mut workers = None;
         for turn in 0..TURNS {
             let planned = self.nsctl.look_in(&in_force)?;
             let plan = Orchestrator::left(&planned, &self.held);
             if plan.is_empty() {
                 let changes = if self.held.is_empty() { planned.plan.changes.clone() } else { Vec::new() };
                 let planned = Planned { plan: Plan { changes, ..plan }, ..planned };
+                workers = Some(wanted(&planned, &self.nsctl.kernel(&self.network)?));
                 let extra = self.nsctl.extra(&planned)?;
                 self.tell(drift::drift(&planned, &extra).iter().map(ToString::to_string).collect());
                 break;
@@ -138,7 +144,7 @@ impl Watched {
             drift |= self.mend(&in_force, turn == 0)?;
             again = Some(again.map_or(SOON, |again| again.min(SOON)));
         }
-        Ok(Compared { drift, again })
+        Ok(Compared { drift, again, workers })
     }
 
     /// Reads what is in force, if that is another one now.

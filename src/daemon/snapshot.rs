@@ -47,6 +47,8 @@ pub struct NetworkSnapshot {
     pub edges: usize,
     /// How many ways in, by kind.
     pub exposures: BTreeMap<String, usize>,
+    /// The workers that serve ways in, each with its state.
+    pub workers: Vec<serde_json::Value>,
     /// Why it could not be compared or mended the last time.
     pub error: Option<String>,
 }

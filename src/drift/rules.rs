@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use netns_policy::changes::{Change, Passage, joined, observed_names, passages};
 use netns_policy::plan::Site;
+use netns_policy::topology::Place;
 use netns_policy::ruleset::compile::TABLE;
 use netns_policy::ruleset::{Chain, Family, Field, Key, Members, Ruleset, Set, Table};
 
@@ -196,7 +197,7 @@ impl<'a> Sites<'a> {
     fn rights(&self, pair: &Pair) -> Vec<Drift> {
         let all = |table: &Table, version: char| -> BTreeSet<Passage> {
             match pair.at.place.as_str() {
-                "fabric" => passages(&of_version(table, version), &self.links),
+                "fabric" => passages(&of_version(table, version), self.gateway(), &self.links),
                 place => self.lock_passages(place, table, version),
             }
         };
@@ -215,6 +216,11 @@ impl<'a> Sites<'a> {
             }
         }
         drift
+    }
+
+    /// The lock that knows for whom a way in is.
+    fn gateway(&self) -> Option<&Ruleset> {
+        self.planned.desired.locks.get(&Place::Uplink)
     }
 
     fn lock_passages(&self, place: &str, table: &Table, version: char) -> BTreeSet<Passage> {

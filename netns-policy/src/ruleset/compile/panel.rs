@@ -298,13 +298,14 @@ impl Elements<'_> {
         };
         for v in BOTH {
             let Some((address, from)) = entrance.of(source, v) else { continue };
+            // As for a service with a way out: who may not come is told nothing by an error, since no lock knows its flow.
+            self.put(v.named("errors_back"), key().iface(uplink).addr(address).exact(), Some(wire));
             if from.is_empty() {
                 continue;
             }
             let end = |index| entrance.fill(key().iface(index).addr(address), entrance.port).exact();
             self.put(v.named("exposed"), end(uplink), Some(wire));
             self.put(v.named("exposed_back"), end(wire), Some(uplink));
-            self.put(v.named("errors_back"), key().iface(uplink).addr(address).exact(), Some(wire));
         }
     }
 
