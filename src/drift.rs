@@ -232,6 +232,17 @@ impl Drift {
     }
 }
 
+/// The kernel, compared with the policy.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// What exists, what ought to, and what a turn would do.
+    pub planned: Planned,
+    /// What was seen beside it.
+    pub extra: Extra,
+    /// The differences.
+    pub drift: Vec<Drift>,
+}
+
 /// What the next `apply` would repair; empty if, and only if, it would do nothing.
 pub fn undone(planned: &Planned) -> Vec<Drift> {
     steps::undone(planned)
@@ -281,9 +292,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// As [`Orchestrator::look`].
-    pub fn drift(&self) -> Result<(Planned, Vec<Drift>), Error> {
+    pub fn drift(&self) -> Result<Compared, Error> {
         let planned = self.look()?;
-        let drift = drift(&planned, &self.extra(&planned)?);
-        Ok((planned, drift))
+        let extra = self.extra(&planned)?;
+        let drift = drift(&planned, &extra);
+        Ok(Compared { planned, extra, drift })
     }
 }

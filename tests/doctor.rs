@@ -449,7 +449,7 @@ fn a_policy_that_others_can_edit_or_that_is_wrong_is_named() {
         let network = Network::new("d", POLICY);
         let policy = |mode| fs::set_permissions("/run/d/policy.toml", fs::Permissions::from_mode(mode)).unwrap();
         policy(0o644);
-        assert_eq!(of("policy"), ["ok: network d: 2 services, 2 edges; nobody but root can edit it"]);
+        assert_eq!(of("policy"), ["ok: network d: 2 services, 2 edges; nobody else can edit it"]);
         assert_eq!(of("drift"), ["warn: the policy is not applied"]);
         policy(0o666);
         let said = of("policy");

@@ -66,6 +66,10 @@ fn kinds() -> Vec<String> {
     all.iter().map(|one| format!("{}: {}", one["kind"].as_str().unwrap(), one["what"].as_str().unwrap())).collect()
 }
 
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
 /// Something that a stranger does to the network `d`, and all that is said of it.
 type Damage = (&'static str, &'static [&'static str]);
 
@@ -308,8 +312,7 @@ fn a_process_in_a_replaced_namespace_is_named_until_it_ends() {
         let _other = Sleeper(Command::new("unshare").args(["--net", "sleep", "100"]).spawn().unwrap());
         assert_eq!(told(), (0, "no drift\n".to_owned()), "it is at home");
         let pid = sleeper.pid();
-        let stray =
-            format!("stray-process: web runs in a former d-web, which has been replaced: process {pid} (sleep)");
+        let stray = format!("stray-process: web runs in a namespace that is d-web no longer: process {pid} (sleep)");
         ip("netns del d-web");
         assert!(kinds().contains(&stray), "{:#?}", kinds());
         network.apply();
@@ -356,6 +359,12 @@ fn what_only_a_person_can_mend_is_named_with_the_next_move_and_left_alone() {
             assert_eq!((code, text.lines().collect::<Vec<_>>()), (1, expected.to_vec()), "{when}");
             network.apply();
         }
+        let answer: Value = serde_json::from_slice(&nsctl("drift --json").stdout).unwrap();
+        assert_eq!(keys(&answer), ["drift", "network", "unseen"]);
+        let table = ["family", "kind", "netns", "next", "repairable", "table", "what"];
+        assert_eq!(keys(&answer["drift"][0]), table);
+        assert_eq!(answer["drift"][0]["repairable"], false);
+        assert_eq!(answer["drift"][2]["link_kind"], "ifb");
         let status: Value = serde_json::from_slice(&nsctl("status --json").stdout).unwrap();
         let status: Vec<&str> = status["drift"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
         assert_eq!(status, [expected[0], expected[2], expected[4]], "status has the same words");

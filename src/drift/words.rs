@@ -43,7 +43,7 @@ impl fmt::Display for Drift {
             Self::Restless { netns } => write!(f, "somebody changes the rules inside {netns} without pause"),
             Self::StrayProcess { service, netns, pid, process, count, .. } => write!(
                 f,
-                "{service} runs in a former {netns}, which has been replaced: process {pid} ({process}){}",
+                "{service} runs in a namespace that is {netns} no longer: process {pid} ({process}){}",
                 others(*count)
             ),
             Self::OutsideProcess { pid, process, unit, count, .. } => {
