@@ -425,6 +425,22 @@ fn a_unit_that_runs_outside_of_its_namespace_is_named() {
 }
 
 #[test]
+fn processes_and_links_that_come_and_go_meanwhile_are_no_error() {
+    in_sandbox(|| {
+        let _network = applied();
+        let busy = "while :; do ip netns exec d-web true; unshare --net true; ip -n d-db link add x type ifb; \
+                    ip -n d-db link del x; done";
+        let _busy = Sleeper(Command::new("sh").args(["-c", busy]).spawn().unwrap());
+        let of_the_link = "link x (ifb) in d-db is not ours";
+        for _ in 0..20 {
+            let (_, text) = told();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(' ')).collect();
+            assert!(lines == ["no drift"] || lines == [of_the_link], "{text}");
+        }
+    });
+}
+
+#[test]
 fn drift_without_the_power_to_look_says_which_is_missing() {
     in_root_sandbox(|| {
         let network = applied();
