@@ -21,6 +21,8 @@ use std::fmt;
 use serde::Serialize;
 
 pub(crate) use extra::place_of;
+pub(crate) use words::shown;
+
 pub use extra::{Extra, ExtraLink, Links, OutsideProcess, StrayProcess};
 
 use crate::orchestrator::{Error, Orchestrator, Planned};
@@ -143,6 +145,12 @@ pub enum Drift {
         set: String,
         gone: Vec<String>,
         come: Vec<String>,
+    },
+    /// More differences of the rules in one place than are told one by one.
+    MoreRules {
+        #[serde(flatten)]
+        at: Spot,
+        count: usize,
     },
     /// An edge of the policy that the panel has not, or has not for one family (`IPv4`, `IPv6`).
     MissingEdge { edge: String, family: Option<&'static str> },

@@ -389,6 +389,22 @@ fn of_thousands_of_links_the_first_are_named_and_the_rest_are_counted() {
     });
 }
 
+#[test]
+fn of_thousands_of_rules_the_first_are_named_and_the_rest_are_counted() {
+    in_sandbox(|| {
+        let network = applied();
+        let chains: String = (0..3000).map(|n| format!("add chain inet nsctl x{n}\n")).collect();
+        fs::write("/run/chains", chains).unwrap();
+        network.witness("web", "nft -f /run/chains");
+        let seen = kinds();
+        assert_eq!(seen.len(), 65, "{seen:#?}");
+        assert!(seen[0].starts_with("undeclared-chain: chain x0 of inet nsctl in d-web"), "{seen:#?}");
+        assert_eq!(seen[64], "more-rules: 2936 more differences of the rules in d-web");
+        network.apply();
+        assert_eq!(told(), (0, "no drift\n".to_owned()));
+    });
+}
+
 /// Control groups as systemd has them, in files of ours.
 fn control_groups(unit: &str, processes: &[u32]) {
     mount(Some("cgroup"), "/sys/fs/cgroup", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();

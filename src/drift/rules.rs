@@ -6,11 +6,14 @@ use std::net::IpAddr;
 use netns_policy::changes::{Change, Passage, joined, observed_names, passages};
 use netns_policy::plan::Site;
 use netns_policy::ruleset::compile::TABLE;
-use netns_policy::ruleset::{Chain, Family, Field, Key, Members, Ruleset, Set, Table};
+use netns_policy::ruleset::{Chain, Family, Field, Key, Members, Rule, Ruleset, Set, Table};
 
 use super::words::shown;
 use super::{Drift, Spot, steps};
 use crate::orchestrator::Planned;
+
+/// How many differences of the rules at one place are told one by one.
+const MOST: usize = 64;
 
 /// What the rules of one plan are compared with, and by which names.
 pub(super) struct Sites<'a> {
@@ -86,6 +89,12 @@ impl<'a> Sites<'a> {
         all.extend(
             extra.map(|(family, name)| Drift::UndeclaredTable { at: spot.clone(), table: format!("{family} {name}") }),
         );
+        // Who is root in a service can put as much into its lock as the kernel takes.
+        let more = all.len().saturating_sub(MOST);
+        if more > 0 {
+            all.truncate(MOST);
+            all.push(Drift::MoreRules { at: spot, count: more });
+        }
         all
     }
 
@@ -125,18 +134,7 @@ impl<'a> Sites<'a> {
                 None => all.push(Drift::MissingChain { at, table, chain }),
                 Some(old) if old.hook != new.hook => all.push(Drift::ChangedChain { at, table, chain }),
                 Some(old) if old.rules != new.rules => {
-                    let words = |of: &Chain, other: &Chain, table: &Table| {
-                        let mut left = other.rules.clone();
-                        let mut only = Vec::new();
-                        for rule in &of.rules {
-                            match left.iter().position(|one| one == rule) {
-                                Some(at) => drop(left.swap_remove(at)),
-                                None => only.push(shown_rule(&rule.display(table, &self.links))),
-                            }
-                        }
-                        only
-                    };
-                    let (gone, come) = (words(new, old, pair.new), words(old, new, pair.old));
+                    let (gone, come) = (self.only(new, old, pair.new), self.only(old, new, pair.old));
                     all.push(Drift::ChangedRules { at, table, chain, gone, come });
                 }
                 Some(_) => {}
@@ -149,6 +147,21 @@ impl<'a> Sites<'a> {
             chain: shown(chain),
         }));
         all
+    }
+
+    /// The rules of a chain that another one has not, as nft prints them in `table`.
+    fn only(&self, of: &Chain, other: &Chain, table: &Table) -> Vec<String> {
+        let mut left: Vec<&Rule> = other.rules.iter().collect();
+        let mut only = Vec::new();
+        for rule in &of.rules {
+            match left.iter().position(|one| *one == rule) {
+                Some(at) => {
+                    left.swap_remove(at);
+                }
+                None => only.push(shown(&rule.display(table, &self.links))),
+            }
+        }
+        only
     }
 
     /// Elements that stand for no edge by themselves, and those that say an edge otherwise than it ought to be said.
@@ -170,7 +183,7 @@ impl<'a> Sites<'a> {
         let only = |of: &Set, other: &Set| -> Vec<String> {
             let keys = of.elements.iter().filter(|(key, answer)| other.elements.get(*key) != Some(*answer));
             let keys = keys.filter(|(key, answer)| !is_said(of, key, answer));
-            keys.map(|(key, _)| shown_rule(&of.display(key, &self.links))).collect()
+            keys.map(|(key, _)| shown(&of.display(key, &self.links))).collect()
         };
         let (gone, come) = (only(new, old), only(old, new));
         let none = gone.is_empty() && come.is_empty();
@@ -347,9 +360,4 @@ fn address(key: &[u8], field: Option<&Field>) -> Option<IpAddr> {
         Field::Ipv6Addr => Some(<[u8; 16]>::try_from(key.get(..16)?).ok()?.into()),
         _ => None,
     }
-}
-
-/// What somebody else may have written, with what no terminal should see replaced.
-fn shown_rule(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }

@@ -89,6 +89,7 @@ impl Drift {
                 write!(f, "set {set} of {table} {at}: ")?;
                 changed(f, "element", gone, come)
             }
+            Self::MoreRules { at, count } => write!(f, "{count} more differences of the rules {at}"),
             // Everything else has its words above.
             other => f.write_str(&other.kind()),
         }
@@ -165,7 +166,7 @@ fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-/// A name that somebody else chose, with what no terminal should see replaced.
-pub(crate) fn shown(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+/// What somebody else wrote or chose as a name, with what no terminal should see replaced.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }
