@@ -281,8 +281,11 @@ struct Sleeper(Child);
 
 impl Sleeper {
     fn in_netns(netns: &str) -> Self {
-        let child = Command::new("ip").args(["netns", "exec", netns, "sleep", "100"]).spawn().unwrap();
-        let sleeper = Self(child);
+        Self::of(Command::new("ip").args(["netns", "exec", netns, "sleep", "100"]))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let sleeper = Self(command.spawn().unwrap());
         // ip-netns(8) becomes the command once it is inside.
         let name = || fs::read_to_string(format!("/proc/{}/comm", sleeper.pid())).unwrap();
         while name() != "sleep\n" {
@@ -335,6 +338,25 @@ fn a_process_in_a_replaced_namespace_is_named_until_it_ends() {
         assert_eq!(told(), (0, "no drift\n".to_owned()), "it has ended");
         network.down();
         assert!(!fs::exists("/run/nsctl").unwrap(), "nothing is kept of namespaces in which nobody lives");
+    });
+}
+
+/// As in a container on the same machine, with a network of the same name.
+#[test]
+fn who_lives_in_another_network_of_the_same_name_is_no_stray() {
+    in_sandbox(|| {
+        let _network = applied();
+        let nsctl = env!("CARGO_BIN_EXE_nsctl");
+        let script = format!(
+            "mount -t tmpfs none /run/netns && mount -t tmpfs none /run/nsctl && ip link set lo up && \
+             {nsctl} -f /run/d/policy.toml --state /run/d/other apply > /run/d/said 2>&1 && \
+             exec ip netns exec d-web sleep 100"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", &script]);
+        let other = Sleeper::of(&mut command);
+        assert!(fs::read_to_string("/run/d/said").unwrap().contains("changes made"));
+        assert_eq!(told(), (0, "no drift\n".to_owned()), "{} is another one's", other.pid());
     });
 }
 
