@@ -183,9 +183,9 @@ pub enum Drift {
     /// Files of a service that the policy has not.
     UndeclaredFiles { service: String },
     /// The way from the uplink to the host.
-    ChangedLeg { link: String, gone: bool },
-    /// The host's rules and routes into the pool.
-    ChangedHostRoute { table: u32, gone: bool },
+    ChangedLeg { link: String, gone: bool, what: Vec<String> },
+    /// The host's rules and routes into the pool: `lost` names the pools that have not all of theirs.
+    ChangedHostRoute { table: u32, lost: Vec<String> },
     /// Rules and routes of ours on the host that the policy does not ask for.
     UndeclaredHostRoute { table: u32 },
     /// A link of ours on the host that the policy does not ask for.

@@ -128,7 +128,7 @@ const REPAIRED: &[Damage] = &[
             "missing-edge: edge host -> db:tcp:5432 is missing",
             "missing-edge: edge web -> db:tcp:5432 is missing",
             "missing-edge: edge web -> wan is missing",
-            "changed-host-route: the host's rules and routes into the pool (table 1487683186) are changed",
+            "changed-host-route: the host has lost a rule or route into 10.231.0.0/22 and fd18:ac3e:7343::/64 (table 1487683186)",
         ],
     ),
     (
@@ -136,7 +136,7 @@ const REPAIRED: &[Damage] = &[
         &[
             "missing-wire: the wire of host is missing",
             "missing-edge: edge host -> db:tcp:5432 is missing",
-            "changed-host-route: the host's rules and routes into the pool (table 1487683186) are changed",
+            "changed-host-route: the host has lost a rule or route into 10.231.0.0/22 and fd18:ac3e:7343::/64 (table 1487683186)",
         ],
     ),
     (
@@ -228,7 +228,7 @@ const REPAIRED: &[Damage] = &[
     ),
     (
         "ip rule del priority 11100",
-        &["changed-host-route: the host's rules and routes into the pool (table 1487683186) are changed"],
+        &["changed-host-route: the host has lost a rule or route into 10.231.0.0/22 (table 1487683186)"],
     ),
     ("rm /run/nsctl/d/d-web/hosts", &["changed-file: hosts of web is gone"]),
     ("cp /etc/hostname /run/nsctl/d/d-db/resolv.conf", &["changed-file: resolv.conf of db is changed"]),

@@ -30,9 +30,15 @@ impl fmt::Display for Drift {
             }
             Self::ChangedFile { service, file, gone } => write!(f, "{file} of {service} is {}", lost(*gone)),
             Self::UndeclaredFiles { service } => write!(f, "the files of {service} are not in the policy"),
-            Self::ChangedLeg { link, gone } => write!(f, "the leg {link} of the uplink is {}", lost(*gone)),
-            Self::ChangedHostRoute { table, gone } => {
-                write!(f, "the host's rules and routes into the pool (table {table}) are {}", lost(*gone))
+            Self::ChangedLeg { link, gone, what } => {
+                let what = if what.is_empty() { String::new() } else { format!(": {}", what.join(", ")) };
+                write!(f, "the leg {link} of the uplink is {}{what}", lost(*gone))
+            }
+            Self::ChangedHostRoute { table, lost } if lost.is_empty() => {
+                write!(f, "the host's rules and routes into the pool (table {table}) are changed")
+            }
+            Self::ChangedHostRoute { table, lost } => {
+                write!(f, "the host has lost a rule or route into {} (table {table})", lost.join(" and "))
             }
             Self::UndeclaredHostRoute { table } => {
                 write!(f, "the host's rules and routes into the pool (table {table}) are not in the policy")
