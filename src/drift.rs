@@ -21,6 +21,8 @@ use std::fmt;
 use serde::Serialize;
 
 pub(crate) use extra::place_of;
+pub(crate) use words::shown;
+
 pub use extra::{Extra, ExtraLink, Links, OutsideProcess, StrayProcess};
 
 use crate::orchestrator::{Error, Orchestrator, Planned};
@@ -144,6 +146,12 @@ pub enum Drift {
         gone: Vec<String>,
         come: Vec<String>,
     },
+    /// More differences of the rules in one place than are told one by one.
+    MoreRules {
+        #[serde(flatten)]
+        at: Spot,
+        count: usize,
+    },
     /// An edge of the policy that the panel has not, or has not for one family (`IPv4`, `IPv6`).
     MissingEdge { edge: String, family: Option<&'static str> },
     /// An edge of the panel that the policy has not.
@@ -175,9 +183,9 @@ pub enum Drift {
     /// Files of a service that the policy has not.
     UndeclaredFiles { service: String },
     /// The way from the uplink to the host.
-    ChangedLeg { link: String, gone: bool },
-    /// The host's rules and routes into the pool.
-    ChangedHostRoute { table: u32, gone: bool },
+    ChangedLeg { link: String, gone: bool, what: Vec<String> },
+    /// The host's rules and routes into the pool: `lost` names the pools that have not all of theirs.
+    ChangedHostRoute { table: u32, lost: Vec<String> },
     /// Rules and routes of ours on the host that the policy does not ask for.
     UndeclaredHostRoute { table: u32 },
     /// A link of ours on the host that the policy does not ask for.
@@ -232,6 +240,17 @@ impl Drift {
     }
 }
 
+/// The kernel, compared with the policy.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// What exists, what ought to, and what a turn would do.
+    pub planned: Planned,
+    /// What was seen beside it.
+    pub extra: Extra,
+    /// The differences.
+    pub drift: Vec<Drift>,
+}
+
 /// What the next `apply` would repair; empty if, and only if, it would do nothing.
 pub fn undone(planned: &Planned) -> Vec<Drift> {
     steps::undone(planned)
@@ -281,9 +300,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// As [`Orchestrator::look`].
-    pub fn drift(&self) -> Result<(Planned, Vec<Drift>), Error> {
+    pub fn drift(&self) -> Result<Compared, Error> {
         let planned = self.look_in_force()?.planned;
-        let drift = drift(&planned, &self.extra(&planned)?);
-        Ok((planned, drift))
+        let extra = self.extra(&planned)?;
+        let drift = drift(&planned, &extra);
+        Ok(Compared { planned, extra, drift })
     }
 }

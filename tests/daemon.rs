@@ -55,10 +55,7 @@ fn what_is_spoiled_is_mended_and_named() {
             ("the wire of a is missing", Box::new(|| drop(ip("-n node-a link delete net0")))),
             ("table inet nsctl in node-b is gone", Box::new(|| drop(nft("node-b", "flush ruleset")))),
             ("edge a -> b", Box::new(|| drop(nft("node+fabric", "flush map netdev nsctl edges4")))),
-            (
-                "panel4",
-                Box::new(|| drop(nft("node+fabric", "flush chain netdev nsctl panel4"))),
-            ),
+            ("panel4", Box::new(|| drop(nft("node+fabric", "flush chain netdev nsctl panel4")))),
             ("node-c", Box::new(|| drop(ip("netns delete node-c")))),
             ("wire of b", Box::new(|| drop(ip("-n node+fabric link set dev b down")))),
             ("wire of a", Box::new(|| drop(ip("-n node-a link set dev net0 down")))),
@@ -89,11 +86,7 @@ fn what_is_spoiled_is_mended_and_named() {
             eventually(&format!("no step left after `{words}`"), || network.plan().is_empty());
             let said = daemon.messages().pop().unwrap_or_default();
             let last = daemon.messages().into_iter().rfind(|message| message.starts_with("drift, mended")).unwrap();
-            assert!(
-                last.contains(words) || words == "node+fabric",
-                "`{words}`: {said}\n{:#?}",
-                daemon.messages()
-            );
+            assert!(last.contains(words) || words == "node+fabric", "`{words}`: {said}\n{:#?}", daemon.messages());
             assert!(reaches(&network, "a") && reaches(&network, "c"), "after `{words}`");
         }
         assert!(daemon.stop());

@@ -66,6 +66,10 @@ fn kinds() -> Vec<String> {
     all.iter().map(|one| format!("{}: {}", one["kind"].as_str().unwrap(), one["what"].as_str().unwrap())).collect()
 }
 
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
 /// Something that a stranger does to the network `d`, and all that is said of it.
 type Damage = (&'static str, &'static [&'static str]);
 
@@ -124,7 +128,7 @@ const REPAIRED: &[Damage] = &[
             "missing-edge: edge host -> db:tcp:5432 is missing",
             "missing-edge: edge web -> db:tcp:5432 is missing",
             "missing-edge: edge web -> wan is missing",
-            "changed-host-route: the host's rules and routes into the pool (table 1487683186) are changed",
+            "changed-host-route: the host has lost a rule or route into 10.231.0.0/22 and fd18:ac3e:7343::/64 (table 1487683186)",
         ],
     ),
     (
@@ -132,7 +136,7 @@ const REPAIRED: &[Damage] = &[
         &[
             "missing-wire: the wire of host is missing",
             "missing-edge: edge host -> db:tcp:5432 is missing",
-            "changed-host-route: the host's rules and routes into the pool (table 1487683186) are changed",
+            "changed-host-route: the host has lost a rule or route into 10.231.0.0/22 and fd18:ac3e:7343::/64 (table 1487683186)",
         ],
     ),
     (
@@ -224,7 +228,7 @@ const REPAIRED: &[Damage] = &[
     ),
     (
         "ip rule del priority 11100",
-        &["changed-host-route: the host's rules and routes into the pool (table 1487683186) are changed"],
+        &["changed-host-route: the host has lost a rule or route into 10.231.0.0/22 (table 1487683186)"],
     ),
     ("rm /run/nsctl/d/d-web/hosts", &["changed-file: hosts of web is gone"]),
     ("cp /etc/hostname /run/nsctl/d/d-db/resolv.conf", &["changed-file: resolv.conf of db is changed"]),
@@ -277,8 +281,11 @@ struct Sleeper(Child);
 
 impl Sleeper {
     fn in_netns(netns: &str) -> Self {
-        let child = Command::new("ip").args(["netns", "exec", netns, "sleep", "100"]).spawn().unwrap();
-        let sleeper = Self(child);
+        Self::of(Command::new("ip").args(["netns", "exec", netns, "sleep", "100"]))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let sleeper = Self(command.spawn().unwrap());
         // ip-netns(8) becomes the command once it is inside.
         let name = || fs::read_to_string(format!("/proc/{}/comm", sleeper.pid())).unwrap();
         while name() != "sleep\n" {
@@ -308,8 +315,7 @@ fn a_process_in_a_replaced_namespace_is_named_until_it_ends() {
         let _other = Sleeper(Command::new("unshare").args(["--net", "sleep", "100"]).spawn().unwrap());
         assert_eq!(told(), (0, "no drift\n".to_owned()), "it is at home");
         let pid = sleeper.pid();
-        let stray =
-            format!("stray-process: web runs in a former d-web, which has been replaced: process {pid} (sleep)");
+        let stray = format!("stray-process: web runs in a namespace that is d-web no longer: process {pid} (sleep)");
         ip("netns del d-web");
         assert!(kinds().contains(&stray), "{:#?}", kinds());
         network.apply();
@@ -335,6 +341,25 @@ fn a_process_in_a_replaced_namespace_is_named_until_it_ends() {
     });
 }
 
+/// As in a container on the same machine, with a network of the same name.
+#[test]
+fn who_lives_in_another_network_of_the_same_name_is_no_stray() {
+    in_sandbox(|| {
+        let _network = applied();
+        let nsctl = env!("CARGO_BIN_EXE_nsctl");
+        let script = format!(
+            "mount -t tmpfs none /run/netns && mount -t tmpfs none /run/nsctl && ip link set lo up && \
+             {nsctl} -f /run/d/policy.toml --state /run/d/other apply > /run/d/said 2>&1 && \
+             exec ip netns exec d-web sleep 100"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", &script]);
+        let other = Sleeper::of(&mut command);
+        assert!(fs::read_to_string("/run/d/said").unwrap().contains("changes made"));
+        assert_eq!(told(), (0, "no drift\n".to_owned()), "{} is another one's", other.pid());
+    });
+}
+
 #[test]
 fn what_only_a_person_can_mend_is_named_with_the_next_move_and_left_alone() {
     in_sandbox(|| {
@@ -356,6 +381,12 @@ fn what_only_a_person_can_mend_is_named_with_the_next_move_and_left_alone() {
             assert_eq!((code, text.lines().collect::<Vec<_>>()), (1, expected.to_vec()), "{when}");
             network.apply();
         }
+        let answer: Value = serde_json::from_slice(&nsctl("drift --json").stdout).unwrap();
+        assert_eq!(keys(&answer), ["drift", "network", "unseen"]);
+        let table = ["family", "kind", "netns", "next", "repairable", "table", "what"];
+        assert_eq!(keys(&answer["drift"][0]), table);
+        assert_eq!(answer["drift"][0]["repairable"], false);
+        assert_eq!(answer["drift"][2]["link_kind"], "ifb");
         let status: Value = serde_json::from_slice(&nsctl("status --json").stdout).unwrap();
         let status: Vec<&str> = status["drift"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
         assert_eq!(status, [expected[0], expected[2], expected[4]], "status has the same words");
@@ -377,6 +408,22 @@ fn of_thousands_of_links_the_first_are_named_and_the_rest_are_counted() {
         assert_eq!(seen.len(), 9, "{seen:#?}");
         assert_eq!(seen[0], "extra-link: link x0 (ifb) in d-web is not ours");
         assert_eq!(seen[8], "many-links: 2992 more links in d-web are not ours");
+    });
+}
+
+#[test]
+fn of_thousands_of_rules_the_first_are_named_and_the_rest_are_counted() {
+    in_sandbox(|| {
+        let network = applied();
+        let chains: String = (0..3000).map(|n| format!("add chain inet nsctl x{n}\n")).collect();
+        fs::write("/run/chains", chains).unwrap();
+        network.witness("web", "nft -f /run/chains");
+        let seen = kinds();
+        assert_eq!(seen.len(), 65, "{seen:#?}");
+        assert!(seen[0].starts_with("undeclared-chain: chain x0 of inet nsctl in d-web"), "{seen:#?}");
+        assert_eq!(seen[64], "more-rules: 2936 more differences of the rules in d-web");
+        network.apply();
+        assert_eq!(told(), (0, "no drift\n".to_owned()));
     });
 }
 
@@ -412,6 +459,22 @@ fn a_unit_that_runs_outside_of_its_namespace_is_named() {
         let (_, text) = told();
         assert!(text.ends_with("\n  `systemctl restart db.service`\n"), "{text}");
         assert_eq!(text.lines().count(), 2, "{text}");
+    });
+}
+
+#[test]
+fn processes_and_links_that_come_and_go_meanwhile_are_no_error() {
+    in_sandbox(|| {
+        let _network = applied();
+        let busy = "while :; do ip netns exec d-web true; unshare --net true; ip -n d-db link add x type ifb; \
+                    ip -n d-db link del x; done";
+        let _busy = Sleeper(Command::new("sh").args(["-c", busy]).spawn().unwrap());
+        let of_the_link = "link x (ifb) in d-db is not ours";
+        for _ in 0..20 {
+            let (_, text) = told();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(' ')).collect();
+            assert!(lines == ["no drift"] || lines == [of_the_link], "{text}");
+        }
     });
 }
 

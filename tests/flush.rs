@@ -245,8 +245,11 @@ const DAMAGES: [Damage; 20] = [
     ("ip netns del f+fabric", "edge web -> db:tcp:5432 is missing"),
     ("ip link del f+host", "edge host -> db:tcp:5432 is missing"),
     ("ip link del f+leg", "the leg f+leg of the uplink is gone"),
-    ("ip -n f+uplink link set up0 down", "the leg f+leg of the uplink is changed"),
-    ("ip -n f+uplink route del default dev up0", "the leg f+leg of the uplink is changed"),
+    ("ip -n f+uplink link set up0 down", "the leg f+leg of the uplink is changed: it is down in the gateway"),
+    (
+        "ip -n f+uplink route del default dev up0",
+        "the leg f+leg of the uplink is changed: no default route in the gateway",
+    ),
     (
         "ip netns exec f+uplink sysctl -w net.ipv4.ip_forward=0",
         "sysctl net.ipv4.ip_forward in f+uplink is 0 and ought to be 1",
@@ -255,7 +258,7 @@ const DAMAGES: [Damage; 20] = [
         "ip netns exec f+fabric sysctl -w net.ipv4.ip_forward=1",
         "sysctl net.ipv4.ip_forward in f+fabric is 1 and ought to be 0",
     ),
-    ("ip rule del priority 11102", "the host's rules and routes into the pool"),
+    ("ip rule del priority 11102", "the host has lost a rule or route into 10.231.0.0/22"),
     ("ip netns exec f-db nft flush chain inet nsctl input", "chain input of inet nsctl in f-db: "),
     (
         "ip netns exec f-db nft add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }",

@@ -83,11 +83,7 @@ pub(super) fn bind(path: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
-pub(super) fn listen(
-    path: &Path,
-    changes: mpsc::Sender<Asked>,
-    shared: Shared,
-) -> Result<JoinHandle<()>, DaemonError> {
+pub(super) fn listen(path: &Path, changes: mpsc::Sender<Asked>, shared: Shared) -> Result<JoinHandle<()>, DaemonError> {
     let listener = bind(path)?;
     Ok(tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(MOST));

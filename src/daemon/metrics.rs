@@ -6,8 +6,8 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -67,9 +67,7 @@ pub(super) fn listen(path: &Path, shared: Shared) -> Result<JoinHandle<()>, Daem
 
 fn answer(request: &hyper::Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => {
-            (StatusCode::OK, text(&shared.now()))
-        }
+        (&Method::GET, "/metrics") => (StatusCode::OK, text(&shared.now())),
         _ => (StatusCode::NOT_FOUND, "there is /metrics\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));

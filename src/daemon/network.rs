@@ -10,8 +10,8 @@ use netns_policy::plan::{Plan, Site};
 use netns_policy::ruleset::compile::Capabilities;
 
 use super::budget::Budget;
-use super::workers::wanted;
 use super::snapshot::{NetworkSnapshot, REMEMBERED, Repair};
+use super::workers::wanted;
 use crate::orchestrator::history::Settled;
 use crate::orchestrator::mend::InForce;
 use crate::store::StoreError;

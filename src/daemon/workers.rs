@@ -18,8 +18,7 @@ const RELAY: &str = "relay";
 
 /// The workers that this policy asks for.
 pub(super) fn wanted(planned: &Planned, linux: &Linux) -> Vec<Spec> {
-    let routes: Vec<Route> =
-        relays(&planned.checked.graph, &planned.addresses).iter().flat_map(routes).collect();
+    let routes: Vec<Route> = relays(&planned.checked.graph, &planned.addresses).iter().flat_map(routes).collect();
     if routes.is_empty() {
         return Vec::new();
     }

@@ -40,11 +40,7 @@ pub(super) fn policy(checked: &Checked) -> Vec<Check> {
     }
     let graph = &checked.graph;
     let (services, edges) = (count(graph.services().count(), "service"), count(graph.edges().len(), "edge"));
-    or_ok(
-        found,
-        "policy",
-        format!("network {}: {services}, {edges}; nobody but root can edit it", graph.network().name),
-    )
+    or_ok(found, "policy", format!("network {}: {services}, {edges}; nobody else can edit it", graph.network().name))
 }
 
 pub(super) fn state(directory: &Path, network: &NetworkName) -> Vec<Check> {

@@ -12,6 +12,9 @@ use super::{Check, or_ok};
 use crate::kernel::listener::{Listener, listeners, receivers};
 use crate::kernel::sysctl::Sysctl;
 
+/// How many ports of one service are told one by one.
+const MOST: usize = 8;
+
 pub(super) fn checks(view: &View) -> Vec<Check> {
     let mut found = Vec::new();
     for service in view.planned.checked.graph.services() {
@@ -22,7 +25,7 @@ pub(super) fn checks(view: &View) -> Vec<Check> {
         match view.linux.inside(&home.netns, || Ok((listeners()?, receivers()?, passing_ports()))) {
             Ok((tcp, udp, passing)) => {
                 let heard = Heard { tcp, udp, passing };
-                found.extend(undeclared(service, &heard));
+                found.extend(undeclared(service, &home.netns, &heard));
                 found.extend(unheard(view, service, home, &heard));
             }
             Err(error) => found.push(Check::warn(
@@ -72,7 +75,7 @@ fn is_loopback(listener: &Listener) -> bool {
 }
 
 /// Listeners that others could reach if the policy declared them: nobody does, and somebody may think so.
-fn undeclared(service: &Service, heard: &Heard) -> Vec<Check> {
+fn undeclared(service: &Service, netns: &str, heard: &Heard) -> Vec<Check> {
     let declared = |protocol, port| service.ports.values().any(|ports| ports.covers(protocol, port));
     let mut ports = BTreeSet::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -81,14 +84,19 @@ fn undeclared(service: &Service, heard: &Heard) -> Vec<Check> {
         let open = open.filter(|one| protocol == Protocol::Tcp || !heard.passing.contains(&one.port));
         ports.extend(open.map(|one| (protocol.to_string(), one.port, one.address)));
     }
-    let told = ports.into_iter().map(|(protocol, port, address)| {
-        let name = &service.name;
-        let at = std::net::SocketAddr::new(address, port);
+    let name = service.name.as_str();
+    let next = format!("declare it under [service.{name}] ports, or let it listen on loopback");
+    let told = ports.iter().take(MOST).map(|(protocol, port, address)| {
+        let at = std::net::SocketAddr::new(*address, *port);
         let seen = format!("{name} listens on {at} ({protocol}), which the policy does not declare: nobody reaches it");
-        let next = format!("declare it under [service.{name}] ports, or let it listen on loopback");
-        Check::warn("listeners", seen, next).at(name.as_str())
+        Check::warn("listeners", seen, next.clone()).at(name)
     });
-    told.collect()
+    let mut told: Vec<Check> = told.collect();
+    if let Some(more) = ports.len().checked_sub(MOST).filter(|more| *more > 0) {
+        let seen = format!("{name} listens on {more} more ports that the policy does not declare");
+        told.push(Check::warn("listeners", seen, format!("look at them: `ip netns exec {netns} ss -lntu`")).at(name));
+    }
+    told
 }
 
 /// Declared ports where nobody listens, or on loopback only.

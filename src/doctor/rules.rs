@@ -8,6 +8,7 @@ use netns_policy::topology::Place;
 use super::view::View;
 use super::{Check, or_ok};
 use crate::attempt::stranger;
+use crate::drift::shown;
 use crate::kernel::nft::{ListedChain, NftSocket};
 use crate::orchestrator::Note;
 use crate::uplink::culprit::{self, Way};
@@ -23,6 +24,9 @@ const KEEPERS: [(&str, &str); 6] = [
     ("ufw", "ufw-user-forward"),
 ];
 
+/// How many chains of others in one namespace are told one by one.
+const MOST: usize = 8;
+
 pub(super) fn checks(view: &View) -> Vec<Check> {
     let mut found = way_out(view);
     let chains = NftSocket::open_wary().and_then(|socket| socket.chains());
@@ -36,14 +40,20 @@ pub(super) fn checks(view: &View) -> Vec<Check> {
     }
     for home in &view.households {
         let strangers = stranger::at(&view.linux, &home.place, Some(&home.netns));
-        let stop = strangers.iter().filter_map(|stranger| Some((stranger, stranger.stops_by?)));
-        found.extend(stop.map(|(stranger, how)| {
-            let (table, netns) = (stranger.chain.rsplit_once(' ').map_or("", |(table, _)| table), &home.netns);
-            let seen =
-                format!("chain {} in {netns} is not ours and may drop at {} ({how})", stranger.chain, stranger.hook);
-            Check::warn("rules", seen, format!("look at it: `ip netns exec {netns} nft list table {table}`"))
-                .at(&home.place)
+        let stop: Vec<_> = strangers.iter().filter_map(|stranger| Some((stranger, stranger.stops_by?))).collect();
+        let netns = &home.netns;
+        found.extend(stop.iter().take(MOST).map(|(stranger, how)| {
+            let table = stranger.chain.rsplit_once(' ').map_or("", |(table, _)| table);
+            let chain = shown(&stranger.chain);
+            let seen = format!("chain {chain} in {netns} is not ours and may drop at {} ({how})", stranger.hook);
+            let next = format!("look at it: `ip netns exec {netns} nft list table {}`", shown(table));
+            Check::warn("rules", seen, next).at(&home.place)
         }));
+        if let Some(more) = stop.len().checked_sub(MOST).filter(|more| *more > 0) {
+            let seen = format!("{more} more chains in {netns} are not ours and may drop");
+            let next = format!("look at them: `ip netns exec {netns} nft list chains`");
+            found.push(Check::warn("rules", seen, next).at(&home.place));
+        }
     }
     let keepers = keepers(chains.as_deref().unwrap_or_default());
     let keepers = match keepers.as_slice() {

@@ -5,7 +5,7 @@ use netns_policy::topology::Place;
 use nix::unistd::Pid;
 
 use super::{Check, count, links, listeners, occupants, rules};
-use crate::drift;
+use crate::drift::{self, Drift};
 use crate::kernel::Linux;
 use crate::kernel::process::{Census, identity_at};
 use crate::kernel::sysctl::Sysctl;
@@ -44,6 +44,12 @@ impl Household {
     pub(super) fn is_service(&self) -> bool {
         !self.netns.contains('+')
     }
+}
+
+/// Whether something does not work, or does not hold, until somebody acts.
+fn is_grave(drift: &Drift) -> bool {
+    let alarm = matches!(drift, Drift::ForeignTable { .. } | Drift::OutsideProcess { .. } | Drift::StrayProcess { .. });
+    drift.repairable() || alarm
 }
 
 impl<'a> View<'a> {
@@ -106,7 +112,7 @@ impl<'a> View<'a> {
         let Ok(extra) = self.nsctl.extra(&self.planned) else { return Vec::new() };
         let drift = drift::drift(&self.planned, &extra);
         let told = drift.iter().take(SHOWN).map(|one| {
-            let check = if one.repairable() { Check::fail } else { Check::warn };
+            let check = if is_grave(one) { Check::fail } else { Check::warn };
             check("drift", one.to_string(), one.next().replace("repaired by ", ""))
         });
         let mut told: Vec<Check> = told.collect();

@@ -5,7 +5,7 @@
 //! - `cookies.json` in the run directory is written whole, and is of no use after a reboot: what another boot wrote is
 //!   not read.
 //! - It is a record of what was, never of what is: what it lacks costs a message, and nothing is made or removed by it.
-//! - Bounded: the last [`FORMER`] of each name, and no more than [`NAMES`] names.
+//! - Bounded: the last 16 of each name, and no more than 4,096 names.
 
 use std::collections::BTreeMap;
 use std::fs;

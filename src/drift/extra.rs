@@ -28,20 +28,6 @@ const LINKS: usize = 8;
 /// How many namespaces that are not ours are entered to learn whether they once were.
 const STRANGERS: usize = 4096;
 
-/// Links that the kernel puts into every namespace when a module is loaded (`net.core.fb_tunnels_only_for_init_net` is 0), by
-/// name and kind.
-const FALLBACK: [(&str, &str); 9] = [
-    ("erspan0", "erspan"),
-    ("gre0", "gre"),
-    ("gretap0", "gretap"),
-    ("ip6_vti0", "vti6"),
-    ("ip6gre0", "ip6gre"),
-    ("ip6tnl0", "ip6tnl"),
-    ("ip_vti0", "vti"),
-    ("sit0", "sit"),
-    ("tunl0", "ipip"),
-];
-
 /// What a plan does not tell.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Extra {
@@ -237,12 +223,8 @@ fn links_here(gateway: bool) -> Links {
     let Ok(all) = Rtnl::open_wary().and_then(|mut rtnl| rtnl.links()) else {
         return Links { named: Vec::new(), more: None };
     };
-    let fallback = |name: &str, kind: Option<&str>| FALLBACK.iter().any(|of| of.0 == name && Some(of.1) == kind);
     let ours = |link: &crate::kernel::link::Link| {
-        link.index == LOOPBACK
-            || link.name == WIRE
-            || (gateway && link.name == LEG)
-            || fallback(&link.name, link.kind.as_deref())
+        link.index == LOOPBACK || link.name == WIRE || (gateway && link.name == LEG) || link.is_fallback()
     };
     let mut named: Vec<ExtraLink> = all
         .into_iter()

@@ -5,13 +5,16 @@ use std::net::IpAddr;
 
 use netns_policy::changes::{Change, Passage, joined, observed_names, passages};
 use netns_policy::plan::Site;
-use netns_policy::topology::Place;
 use netns_policy::ruleset::compile::TABLE;
-use netns_policy::ruleset::{Chain, Family, Field, Key, Members, Ruleset, Set, Table};
+use netns_policy::ruleset::{Chain, Family, Field, Key, Members, Rule, Ruleset, Set, Table};
+use netns_policy::topology::Place;
 
 use super::words::shown;
 use super::{Drift, Spot, steps};
 use crate::orchestrator::Planned;
+
+/// How many differences of the rules at one place are told one by one.
+const MOST: usize = 64;
 
 /// What the rules of one plan are compared with, and by which names.
 pub(super) struct Sites<'a> {
@@ -87,6 +90,12 @@ impl<'a> Sites<'a> {
         all.extend(
             extra.map(|(family, name)| Drift::UndeclaredTable { at: spot.clone(), table: format!("{family} {name}") }),
         );
+        // Who is root in a service can put as much into its lock as the kernel takes.
+        let more = all.len().saturating_sub(MOST);
+        if more > 0 {
+            all.truncate(MOST);
+            all.push(Drift::MoreRules { at: spot, count: more });
+        }
         all
     }
 
@@ -126,18 +135,7 @@ impl<'a> Sites<'a> {
                 None => all.push(Drift::MissingChain { at, table, chain }),
                 Some(old) if old.hook != new.hook => all.push(Drift::ChangedChain { at, table, chain }),
                 Some(old) if old.rules != new.rules => {
-                    let words = |of: &Chain, other: &Chain, table: &Table| {
-                        let mut left = other.rules.clone();
-                        let mut only = Vec::new();
-                        for rule in &of.rules {
-                            match left.iter().position(|one| one == rule) {
-                                Some(at) => drop(left.swap_remove(at)),
-                                None => only.push(shown_rule(&rule.display(table, &self.links))),
-                            }
-                        }
-                        only
-                    };
-                    let (gone, come) = (words(new, old, pair.new), words(old, new, pair.old));
+                    let (gone, come) = (self.only(new, old, pair.new), self.only(old, new, pair.old));
                     all.push(Drift::ChangedRules { at, table, chain, gone, come });
                 }
                 Some(_) => {}
@@ -152,19 +150,41 @@ impl<'a> Sites<'a> {
         all
     }
 
-    /// Elements that stand for no edge by themselves.
-    fn elements(&self, pair: &Pair, name: &str, old: &Set, new: &Set) -> Option<Drift> {
-        let is_edge = |stem: &str| match pair.at.place.as_str() {
-            "fabric" => ["edges", "edge_ranges", "direct", "lan", "reach"].contains(&stem),
-            _ => right_of(stem).is_some(),
-        };
-        if is_edge(name.trim_end_matches(['4', '6'])) {
-            return None;
+    /// The rules of a chain that another one has not, as nft prints them in `table`.
+    fn only(&self, of: &Chain, other: &Chain, table: &Table) -> Vec<String> {
+        let mut left: Vec<&Rule> = other.rules.iter().collect();
+        let mut only = Vec::new();
+        for rule in &of.rules {
+            match left.iter().position(|one| *one == rule) {
+                Some(at) => {
+                    left.swap_remove(at);
+                }
+                None => only.push(shown(&rule.display(table, &self.links))),
+            }
         }
+        only
+    }
+
+    /// Elements that stand for no edge by themselves, and those that say an edge otherwise than it ought to be said.
+    fn elements(&self, pair: &Pair, name: &str, old: &Set, new: &Set) -> Option<Drift> {
+        let edges = is_of_edges(&pair.at.place, name).then(|| {
+            let version = if name.ends_with('6') { '6' } else { '4' };
+            [pair.old, pair.new].map(|table| self.passages_of(&pair.at.place, &of_version(table, version)))
+        });
+        let is_said = |of: &Set, key: &Key, answer: &Option<Vec<u8>>| match &edges {
+            _ if self.went_with_a_wire(pair, of, key, answer.as_deref()) => true,
+            None => self.goes_with_an_edge(pair, of, key, answer.as_deref()),
+            Some([old, new]) => {
+                let alone = Set { elements: BTreeMap::from([(key.clone(), answer.clone())]).into(), ..of.clone() };
+                let alone = BTreeMap::from([(name.to_owned(), alone)]);
+                let said = self.passages_of(&pair.at.place, &of_sets(alone));
+                said.iter().any(|one| self.has_edge(one) || old.contains(one) != new.contains(one))
+            }
+        };
         let only = |of: &Set, other: &Set| -> Vec<String> {
             let keys = of.elements.iter().filter(|(key, answer)| other.elements.get(*key) != Some(*answer));
-            let keys = keys.filter(|(key, answer)| !self.is_told(pair, of, key, answer.as_deref()));
-            keys.map(|(key, _)| shown_rule(&of.display(key, &self.links))).collect()
+            let keys = keys.filter(|(key, answer)| !is_said(of, key, answer));
+            keys.map(|(key, _)| shown(&of.display(key, &self.links))).collect()
         };
         let (gone, come) = (only(new, old), only(old, new));
         let none = gone.is_empty() && come.is_empty();
@@ -172,35 +192,32 @@ impl<'a> Sites<'a> {
         (!none).then_some(Drift::ChangedElements { at, table, set, gone, come })
     }
 
-    /// Whether an element went with a wire, or comes or goes with an edge, which are told.
-    fn is_told(&self, pair: &Pair, set: &Set, key: &Key, answer: Option<&[u8]>) -> bool {
+    /// Whether an element of the panel is of a wire that is not whole, which is told.
+    fn went_with_a_wire(&self, pair: &Pair, set: &Set, key: &Key, answer: Option<&[u8]>) -> bool {
+        let of_wires = pair.at.place == "fabric" && set.key.first() == Some(&Field::IfaceIndex);
+        of_wires && ends(key, answer).any(|end| !self.whole.contains(&end))
+    }
+
+    /// Whether an element comes or goes with an edge, which is told.
+    fn goes_with_an_edge(&self, pair: &Pair, set: &Set, key: &Key, answer: Option<&[u8]>) -> bool {
+        let joined = |a: &str, b: &str| self.edges.iter().any(|edge| joins(edge, a, b));
         if pair.at.place != "fabric" {
             let peer = address(&key.from, set.key.first()).and_then(|peer| self.owners.get(&peer));
-            return peer.is_some_and(|peer| self.edges.iter().any(|edge| joins(edge, &pair.at.place, peer)));
+            return peer.is_some_and(|peer| joined(&pair.at.place, peer));
         }
-        let ends: Vec<u32> = [Some(key.from.as_slice()), answer].into_iter().flatten().filter_map(index).collect();
         if set.key.first() != Some(&Field::IfaceIndex) {
             return false;
         }
-        if ends.iter().any(|end| !self.whole.contains(end)) {
-            return true;
-        }
-        let names: Vec<&str> =
-            ends.iter().filter_map(|end| self.links.get(end)).map(|name| name.trim_start_matches('+')).collect();
+        let names: Vec<&String> = ends(key, answer).filter_map(|end| self.links.get(&end)).collect();
         match names.as_slice() {
-            [a, b] => self.edges.iter().any(|edge| joins(edge, a, b)),
+            [a, b] => joined(a.trim_start_matches('+'), b.trim_start_matches('+')),
             _ => false,
         }
     }
 
     /// Edges and rights of this table that come or go, and are not told as edges of the whole network.
     fn rights(&self, pair: &Pair) -> Vec<Drift> {
-        let all = |table: &Table, version: char| -> BTreeSet<Passage> {
-            match pair.at.place.as_str() {
-                "fabric" => passages(&of_version(table, version), self.gateway(), &self.links),
-                place => self.lock_passages(place, table, version),
-            }
-        };
+        let all = |table, version| self.passages_of(&pair.at.place, &of_version(table, version));
         let [old, new] = [pair.old, pair.new].map(|table| VERSIONS.map(|version| all(table, version)));
         let mut drift = Vec::new();
         for (from, to, gone) in [(&new, &old, true), (&old, &new, false)] {
@@ -223,8 +240,13 @@ impl<'a> Sites<'a> {
         self.planned.desired.locks.get(&Place::Uplink)
     }
 
-    fn lock_passages(&self, place: &str, table: &Table, version: char) -> BTreeSet<Passage> {
-        let sets = table.sets.iter().filter_map(|(name, set)| Some((right_of(name.strip_suffix(version)?)?, set)));
+    /// The edges that the elements of these rules stand for.
+    fn passages_of(&self, place: &str, rules: &Ruleset) -> BTreeSet<Passage> {
+        if place == "fabric" {
+            return passages(rules, self.gateway(), &self.links);
+        }
+        let sets = rules.tables.values().flat_map(|table| table.sets.iter());
+        let sets = sets.filter_map(|(name, set)| Some((right_of(name.trim_end_matches(VERSIONS))?, set)));
         sets.flat_map(|(right, set)| self.passages(place, right, set)).collect()
     }
 
@@ -265,16 +287,29 @@ impl<'a> Sites<'a> {
 const VERSIONS: [char; 2] = ['4', '6'];
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
-/// The table with the sets of one family alone.
+/// The sets of one family alone.
 fn of_version(table: &Table, version: char) -> Ruleset {
-    let sets: BTreeMap<String, Set> = table
-        .sets
-        .iter()
-        .filter(|(name, _)| name.ends_with(version))
-        .map(|(n, set)| (n.clone(), set.clone()))
-        .collect();
+    let own = table.sets.iter().filter(|(name, _)| name.ends_with(version));
+    of_sets(own.map(|(name, set)| (name.clone(), set.clone())).collect())
+}
+
+fn of_sets(sets: BTreeMap<String, Set>) -> Ruleset {
     let table = Table { sets: sets.into(), ..Table::default() };
     Ruleset { tables: BTreeMap::from([((Family::Netdev, TABLE.to_owned()), table)]) }
+}
+
+/// Whether the elements of a set of that name stand for edges.
+fn is_of_edges(place: &str, name: &str) -> bool {
+    let stem = name.trim_end_matches(VERSIONS);
+    match place {
+        "fabric" => ["edges", "edge_ranges", "direct", "lan", "reach"].contains(&stem),
+        _ => right_of(stem).is_some(),
+    }
+}
+
+/// The indexes of the wires that an element of the panel names.
+fn ends(key: &Key, answer: Option<&[u8]>) -> impl Iterator<Item = u32> {
+    [index(&key.from), answer.and_then(index)].into_iter().flatten()
 }
 
 fn told(at: &Spot, passage: &Passage, gone: bool, family: Option<&'static str>) -> Drift {
@@ -331,9 +366,4 @@ fn address(key: &[u8], field: Option<&Field>) -> Option<IpAddr> {
         Field::Ipv6Addr => Some(<[u8; 16]>::try_from(key.get(..16)?).ok()?.into()),
         _ => None,
     }
-}
-
-/// What somebody else may have written, with what no terminal should see replaced.
-fn shown_rule(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }

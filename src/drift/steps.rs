@@ -1,11 +1,13 @@
 //! Each step of a plan, told as the difference that it mends.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use netns_policy::changes::Change;
-use netns_policy::desired::{Files, INNER_MTU, Route, Wire};
+use netns_policy::desired::{Files, INNER_MTU, Leg, Route, Wire};
 use netns_policy::observed::Link;
 use netns_policy::plan::{Site, Step};
+use netns_policy::ruleset::compile::LEG;
 use netns_policy::topology::Place;
 
 use super::rules::Sites;
@@ -151,11 +153,7 @@ fn host(planned: &Planned, step: &Step) -> Vec<Drift> {
     let observed = &planned.observed;
     let on_host = || Spot { place: "host".into(), netns: None };
     match step {
-        Step::CreateLeg { leg, .. } => {
-            let link = leg.host_link.to_string();
-            let gone = !observed.host_links.contains_key(&link);
-            vec![Drift::ChangedLeg { link, gone }]
-        }
+        Step::CreateLeg { netns, leg } => vec![changed_leg(planned, netns, leg)],
         Step::DeleteHostLinks(indexes) => {
             let wanted = |name: &str| {
                 planned.desired.leg.as_ref().is_some_and(|leg| leg.host_link.as_str() == name)
@@ -167,7 +165,9 @@ fn host(planned: &Planned, step: &Step) -> Vec<Drift> {
         }
         Step::DeleteHostRoute(route) => vec![Drift::UndeclaredHostRoute { table: route.table }],
         Step::SetHostRoute(route) if observed.host_route.as_ref() != Some(route) => {
-            vec![Drift::ChangedHostRoute { table: route.table, gone: observed.host_route.is_none() }]
+            let has = |pool: &_| observed.host_route.as_ref().is_some_and(|seen| seen.pools.contains(pool));
+            let lost = route.pools.iter().filter(|pool| !has(pool)).map(|(pool, _)| pool.to_string()).collect();
+            vec![Drift::ChangedHostRoute { table: route.table, lost }]
         }
         Step::SetSysctl { path, value } => vec![Drift::ChangedSysctl {
             at: on_host(),
@@ -196,6 +196,39 @@ fn host(planned: &Planned, step: &Step) -> Vec<Drift> {
         Step::DeleteFiles(service) => vec![Drift::UndeclaredFiles { service: service.to_string() }],
         _ => Vec::new(),
     }
+}
+
+/// What is wrong with the way from the gateway to the host, which is to be made anew.
+fn changed_leg(planned: &Planned, netns: &str, leg: &Leg) -> Drift {
+    let observed = &planned.observed;
+    let link = leg.host_link.to_string();
+    let gateway = observed.namespaces.get(netns).and_then(|gateway| gateway.links.get(LEG));
+    let (Some(outer), Some(inner)) = (observed.host_links.get(&link), gateway) else {
+        return Drift::ChangedLeg { link, gone: true, what: Vec::new() };
+    };
+    let mut what = Vec::new();
+    if inner.peer != Some(outer.index) || outer.peer != Some(inner.index) {
+        what.push("its ends are not each other's".to_owned());
+    }
+    let ends = [(outer, &leg.host, &leg.gateway, "on the host"), (inner, &leg.gateway, &leg.host, "in the gateway")];
+    for (end, own, far, at) in ends {
+        if !end.up {
+            what.push(format!("it is down {at}"));
+        }
+        if end.mtu != leg.mtu {
+            what.push(format!("MTU {} instead of {} {at}", end.mtu, leg.mtu));
+        }
+        if end.addresses != own.iter().collect() {
+            what.push(format!("other addresses {at}"));
+        }
+        let lacks = |to: &IpAddr| !end.routes.iter().any(|route| route.to.ip() == *to);
+        what.extend(far.iter().filter(lacks).map(|to| format!("no route to {to} {at}")));
+    }
+    let out = |v4: bool| inner.routes.iter().any(|route| route.to.prefix() == 0 && route.to.is_ipv4() == v4);
+    if leg.host.iter().any(|ip| !out(ip.is_ipv4())) {
+        what.push("no default route in the gateway".to_owned());
+    }
+    Drift::ChangedLeg { link, gone: false, what }
 }
 
 fn changed_files(service: &str, is: Option<&Files>, ought: &Files) -> Vec<Drift> {

@@ -30,9 +30,15 @@ impl fmt::Display for Drift {
             }
             Self::ChangedFile { service, file, gone } => write!(f, "{file} of {service} is {}", lost(*gone)),
             Self::UndeclaredFiles { service } => write!(f, "the files of {service} are not in the policy"),
-            Self::ChangedLeg { link, gone } => write!(f, "the leg {link} of the uplink is {}", lost(*gone)),
-            Self::ChangedHostRoute { table, gone } => {
-                write!(f, "the host's rules and routes into the pool (table {table}) are {}", lost(*gone))
+            Self::ChangedLeg { link, gone, what } => {
+                let what = if what.is_empty() { String::new() } else { format!(": {}", what.join(", ")) };
+                write!(f, "the leg {link} of the uplink is {}{what}", lost(*gone))
+            }
+            Self::ChangedHostRoute { table, lost } if lost.is_empty() => {
+                write!(f, "the host's rules and routes into the pool (table {table}) are changed")
+            }
+            Self::ChangedHostRoute { table, lost } => {
+                write!(f, "the host has lost a rule or route into {} (table {table})", lost.join(" and "))
             }
             Self::UndeclaredHostRoute { table } => {
                 write!(f, "the host's rules and routes into the pool (table {table}) are not in the policy")
@@ -43,7 +49,7 @@ impl fmt::Display for Drift {
             Self::Restless { netns } => write!(f, "somebody changes the rules inside {netns} without pause"),
             Self::StrayProcess { service, netns, pid, process, count, .. } => write!(
                 f,
-                "{service} runs in a former {netns}, which has been replaced: process {pid} ({process}){}",
+                "{service} runs in a namespace that is {netns} no longer: process {pid} ({process}){}",
                 others(*count)
             ),
             Self::OutsideProcess { pid, process, unit, count, .. } => {
@@ -89,6 +95,7 @@ impl Drift {
                 write!(f, "set {set} of {table} {at}: ")?;
                 changed(f, "element", gone, come)
             }
+            Self::MoreRules { at, count } => write!(f, "{count} more differences of the rules {at}"),
             // Everything else has its words above.
             other => f.write_str(&other.kind()),
         }
@@ -165,7 +172,7 @@ fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-/// A name that somebody else chose, with what no terminal should see replaced.
-pub(crate) fn shown(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+/// What somebody else wrote or chose as a name, with what no terminal should see replaced.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }

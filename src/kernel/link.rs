@@ -60,7 +60,28 @@ pub struct Link {
     pub addr_gen_mode: Option<AddrGenMode>,
 }
 
+/// Links that the kernel puts into every namespace when a module is loaded (`net.core.fb_tunnels_only_for_init_net` is 0), by
+/// name and kind.
+const FALLBACK: [(&str, &str); 9] = [
+    ("erspan0", "erspan"),
+    ("gre0", "gre"),
+    ("gretap0", "gretap"),
+    ("ip6_vti0", "vti6"),
+    ("ip6gre0", "ip6gre"),
+    ("ip6tnl0", "ip6tnl"),
+    ("ip_vti0", "vti"),
+    ("sit0", "sit"),
+    ("tunl0", "ipip"),
+];
+
 impl Link {
+    /// Whether the kernel has made it, in this namespace as in every other. It says yes to a request to delete one, and
+    /// does nothing.
+    pub fn is_fallback(&self) -> bool {
+        let kind = self.kind.as_deref();
+        FALLBACK.iter().any(|(name, of)| *name == self.name && kind == Some(*of))
+    }
+
     fn from_message(message: LinkMessage) -> Self {
         let flags = message.header.flags;
         let mut link = Self {
@@ -349,4 +370,20 @@ pub fn delete_by_name(name: &str) -> Request {
 /// Deletes the link with this index, and the other end of its pair; one that is gone already is fine.
 pub fn delete_by_index(index: u32) -> Request {
     Request::new(RouteNetlinkMessage::DelLink(at(index)), 0, format!("delete link {index}")).pardon(Errno::ENODEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_of_the_kernels_own_is_told_from_one_that_somebody_made() {
+        let link = |name: &str, kind: &str| {
+            let mut link = Link::from_message(LinkMessage::default());
+            (link.name, link.kind) = (name.to_owned(), Some(kind.to_owned()));
+            link
+        };
+        assert!(link("sit0", "sit").is_fallback() && link("tunl0", "ipip").is_fallback());
+        assert!(!link("sit1", "sit").is_fallback() && !link("sit0", "dummy").is_fallback());
+    }
 }

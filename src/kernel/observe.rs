@@ -125,8 +125,9 @@ fn namespace(keeps_knobs: bool) -> Result<Seen, KernelError> {
     let mut rtnl = Rtnl::open()?;
     let links = rtnl.links()?;
     let alias = links.iter().find(|link| link.index == LOOPBACK).and_then(|link| link.alias.clone());
-    let mut named = named_links(&mut rtnl, links)?;
-    named.remove("lo");
+    // What the kernel itself puts into every namespace, nobody has put there, and nobody can take away.
+    let made = links.into_iter().filter(|link| link.index != LOOPBACK && !link.is_fallback()).collect();
+    let named = named_links(&mut rtnl, made)?;
     let (seen, restless) = match dump(|name| name == TABLE) {
         Ok(seen) => (seen, false),
         Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::Interrupted => (Dump::default(), true),

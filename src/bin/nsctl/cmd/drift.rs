@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use nsctl::drift::Drift;
+use nsctl::drift::{Compared, Drift};
 use nsctl::{Error, Orchestrator};
 use serde_json::{Value, json};
 
@@ -10,10 +10,12 @@ use crate::args::Args;
 use crate::output;
 
 pub fn drift(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
-    let (planned, drift) = nsctl.drift()?;
+    let Compared { planned, extra, drift } = nsctl.drift()?;
     if args.json {
         let all: Vec<Value> = drift.iter().map(as_json).collect();
-        output::answer(&json!({ "network": planned.desired.network.to_string(), "drift": all }));
+        output::answer(
+            &json!({ "network": planned.desired.network.to_string(), "drift": all, "unseen": extra.unseen }),
+        );
     } else if drift.is_empty() {
         output::line("no drift");
     } else {
