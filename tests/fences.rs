@@ -207,11 +207,13 @@ fn a_worker_that_is_taken_over_has_its_connections_and_nothing_else() {
 /// Says something over the socket, as whoever took a worker over could.
 fn speak(what: &str) {
     let pid = std::process::id();
-    let hello = format!(r#"{{"hello":{{"pid":{pid},"fences":[]}}}}"#);
+    let fences = r#"["user","capabilities","no-new-privileges"]"#;
+    let hello = format!(r#"{{"hello":{{"pid":{pid},"fences":{fences}}}}}"#);
     let ready = r#""ready""#.to_owned();
     let words = match what {
         "proper" | "deaf" => vec![hello, ready],
         "another pid" => vec![hello.replace(&pid.to_string(), "1")],
+        "no fence" => vec![hello.replace(fences, r#"["capabilities","no-new-privileges","seccomp"]"#)],
         "ready first" => vec![ready],
         "hello twice" => vec![hello.clone(), hello],
         "no json" => vec![hello, "ready".into()],
@@ -245,6 +247,7 @@ fn a_worker_that_says_what_it_may_not_is_ended() {
         let no_word = "it was killed, for it said what is no word of a worker";
         for (what, why) in [
             ("another pid", out_of_turn),
+            ("no fence", "it was killed, for it is not held as it has to be: it has rights, or another's user"),
             ("ready first", out_of_turn),
             ("hello twice", out_of_turn),
             ("ready twice", out_of_turn),

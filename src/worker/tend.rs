@@ -163,6 +163,9 @@ impl Tender {
             };
             match word {
                 Word::Hello { pid: said, fences } if !greeted && said == pid => {
+                    if !running.is_held_by(&fences) {
+                        return Err(Failure::Protocol("is not held as it has to be: it has rights, or another's user"));
+                    }
                     greeted = true;
                     self.shown.hello(fences);
                 }
