@@ -121,6 +121,14 @@ fn worker() -> ExitCode {
         let config: Config = serde_json::from_value(orders.config).expect("it is what the test says");
         match config.routes[0].name.as_str() {
             "everything" => everything(&config),
+            "secrets" => {
+                let read = orders.secrets.into_iter().map(|(name, file)| {
+                    let text = io::read_to_string(File::from(file)).expect("it can be read");
+                    format!("{name} is {text}")
+                });
+                post.failed(&read.collect::<Vec<_>>().join(", ")).ok();
+                Ok(())
+            }
             "deaf" => {
                 speak("deaf");
                 // For ever, as far as a test goes, and without an ear for the socket.
@@ -264,6 +272,16 @@ fn a_worker_that_says_what_it_may_not_is_ended() {
             let state = crew.until(why, |state| state.phase == Phase::BackingOff);
             assert_eq!(state.why.as_deref(), Some(why), "{what}");
         }
+        // And a secret that was handed over is one.
+        crew.want(Vec::new());
+        crew.until("gone", |state| state.phase == Phase::Stopped);
+        let secret = |text: &str| nsctl::worker::Secret::new(text.into());
+        let secrets = [("key".to_owned(), secret("hunter2")), ("other".to_owned(), secret("two"))];
+        let spec = Spec { secrets: secrets.into(), ..trying("secrets") };
+        assert!(!format!("{spec:?}").contains("hunter2"));
+        crew.want(vec![spec]);
+        let state = crew.until("told", |state| state.phase == Phase::BackingOff);
+        assert_eq!(state.why.as_deref(), Some("it said: key is hunter2, other is two"));
     });
 }
 
