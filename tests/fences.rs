@@ -121,6 +121,14 @@ fn worker() -> ExitCode {
         let config: Config = serde_json::from_value(orders.config).expect("it is what the test says");
         match config.routes[0].name.as_str() {
             "everything" => everything(&config),
+            "secrets" => {
+                let read = orders.secrets.into_iter().map(|(name, file)| {
+                    let text = io::read_to_string(File::from(file)).expect("it can be read");
+                    format!("{name} is {text}")
+                });
+                post.failed(&read.collect::<Vec<_>>().join(", ")).ok();
+                Ok(())
+            }
             "deaf" => {
                 speak("deaf");
                 // For ever, as far as a test goes, and without an ear for the socket.
@@ -207,11 +215,13 @@ fn a_worker_that_is_taken_over_has_its_connections_and_nothing_else() {
 /// Says something over the socket, as whoever took a worker over could.
 fn speak(what: &str) {
     let pid = std::process::id();
-    let hello = format!(r#"{{"hello":{{"pid":{pid},"fences":[]}}}}"#);
+    let fences = r#"["user","capabilities","no-new-privileges"]"#;
+    let hello = format!(r#"{{"hello":{{"pid":{pid},"fences":{fences}}}}}"#);
     let ready = r#""ready""#.to_owned();
     let words = match what {
         "proper" | "deaf" => vec![hello, ready],
         "another pid" => vec![hello.replace(&pid.to_string(), "1")],
+        "no fence" => vec![hello.replace(fences, r#"["capabilities","no-new-privileges","seccomp"]"#)],
         "ready first" => vec![ready],
         "hello twice" => vec![hello.clone(), hello],
         "no json" => vec![hello, "ready".into()],
@@ -245,6 +255,7 @@ fn a_worker_that_says_what_it_may_not_is_ended() {
         let no_word = "it was killed, for it said what is no word of a worker";
         for (what, why) in [
             ("another pid", out_of_turn),
+            ("no fence", "it was killed, for it is not held as it has to be: it has rights, or another's user"),
             ("ready first", out_of_turn),
             ("hello twice", out_of_turn),
             ("ready twice", out_of_turn),
@@ -261,6 +272,16 @@ fn a_worker_that_says_what_it_may_not_is_ended() {
             let state = crew.until(why, |state| state.phase == Phase::BackingOff);
             assert_eq!(state.why.as_deref(), Some(why), "{what}");
         }
+        // And a secret that was handed over is one.
+        crew.want(Vec::new());
+        crew.until("gone", |state| state.phase == Phase::Stopped);
+        let secret = |text: &str| nsctl::worker::Secret::new(text.into());
+        let secrets = [("key".to_owned(), secret("hunter2")), ("other".to_owned(), secret("two"))];
+        let spec = Spec { secrets: secrets.into(), ..trying("secrets") };
+        assert!(!format!("{spec:?}").contains("hunter2"));
+        crew.want(vec![spec]);
+        let state = crew.until("told", |state| state.phase == Phase::BackingOff);
+        assert_eq!(state.why.as_deref(), Some("it said: key is hunter2, other is two"));
     });
 }
 

@@ -24,7 +24,7 @@ pub(super) fn wanted(planned: &Planned, linux: &Linux) -> Vec<Spec> {
     }
     let Some(netns) = Place::Relay.netns(&planned.desired.network) else { return Vec::new() };
     let work = Work::Relay(Config { routes, limits: Limits::default() });
-    vec![Spec { name: RELAY.to_owned(), netns: linux.pin(&netns), work, program: None }]
+    vec![Spec { name: RELAY.to_owned(), netns: linux.pin(&netns), work, program: None, secrets: BTreeMap::new() }]
 }
 
 /// One for each version of IP that both ends have.

@@ -26,7 +26,8 @@ use thiserror::Error;
 pub enum Fence {
     /// It is a user of its own kind, in no other group.
     User,
-    /// None of its five sets holds a capability.
+    /// It holds no capability, and none that it could pass on or take up. The launcher takes the bounding set away as well,
+    /// where it may (CAP_SETPCAP); without new privileges nothing comes of it in any case.
     Capabilities,
     /// No program that it could start would have more rights.
     NoNewPrivileges,
@@ -109,7 +110,7 @@ fn is_nobody_else(user: u32) -> io::Result<bool> {
 }
 
 fn has_no_capability() -> bool {
-    [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient, CapSet::Bounding]
+    [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient]
         .into_iter()
         .all(|set| caps::read(None, set).is_ok_and(|set| set.is_empty()))
 }
@@ -222,3 +223,41 @@ const PLAIN: &[i64] = &[
     libc::SYS_write,
     libc::SYS_writev,
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Both of the fences that refuse are for the calling thread, so each can be tried by itself on one that ends.
+    fn on_a_thread<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+        std::thread::spawn(test).join().unwrap()
+    }
+
+    #[test]
+    fn landlock_alone_closes_files_and_other_ports() {
+        let open = TcpListener::bind("127.0.0.1:0").unwrap();
+        let shut = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (open, shut) = (open.local_addr().unwrap(), shut.local_addr().unwrap());
+        let tried = move || {
+            let refused = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            [
+                File::open("/proc/self/status").map(drop).map_err(refused).is_err(),
+                TcpListener::bind("127.0.0.1:0").map(drop).map_err(refused).is_err(),
+                TcpStream::connect(shut).map(drop).map_err(refused).is_err(),
+                TcpStream::connect(open).map(drop).map_err(refused).is_err(),
+            ]
+        };
+        let (before, fences, after) = on_a_thread(move || {
+            let before = tried();
+            prctl::set_no_new_privs().unwrap();
+            let fences = landlock(&Rights { connect: vec![open.port()] }).unwrap();
+            (before, fences, tried())
+        });
+        let (files, ports) = (fences.contains(&Fence::Files), fences.contains(&Fence::Ports));
+        assert_eq!(before, [false; 4], "the control");
+        assert_eq!(after, [files, ports, ports, false], "{fences:?}");
+    }
+}

@@ -72,7 +72,7 @@ impl Fleet {
         Self { launcher: Arc::new(launcher), timing, told: Arc::new(told), members: BTreeMap::new() }
     }
 
-    /// These ought to run, and no others. Returns at once: see [`Fleet::settled`].
+    /// These ought to run, and no others; of two with one name the last. Returns at once: see [`Fleet::settled`].
     ///
     /// A worker whose work is another one now is told so and goes on, and connections that are still allowed with it.
     pub fn want(&mut self, specs: Vec<Spec>) {

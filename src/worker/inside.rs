@@ -151,6 +151,7 @@ impl Post {
         match self.channel.now().send(&message, &[]) {
             // Who does not listen now will hear the next one.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && matches!(word, Word::Alive(_)) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(PostError::Over),
             done => Ok(done?),
         }
     }

@@ -17,7 +17,7 @@ use nix::sys::prctl::set_no_new_privs;
 use thiserror::Error;
 
 use super::channel::Channel;
-use super::{Kind, Spec};
+use super::{Fence, Spec};
 use crate::exec::is_only_user;
 use crate::kernel::netns::Netns;
 
@@ -73,6 +73,8 @@ pub(crate) struct Launched {
     pub(crate) child: Child,
     pub(crate) channel: Channel,
     pub(crate) log: PipeReader,
+    /// Fences without which it must not go on. The others depend on the kernel.
+    pub(crate) due: Vec<Fence>,
 }
 
 impl Launcher {
@@ -107,7 +109,15 @@ impl Launcher {
         let (channel, theirs) = Channel::pair().map_err(LaunchError::Socket)?;
         let (log, stderr) = io::pipe().map_err(LaunchError::Socket)?;
         let kind = spec.work.kind();
-        let mut command = bare(&path, kind);
+        // In a user namespace of one user nobody else can be had; the worker tells that this fence is missing.
+        let is_alone = is_only_user(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default());
+        let mut due = vec![Fence::Capabilities, Fence::NoNewPrivileges];
+        let mut command = bare(&path);
+        if !is_alone {
+            // Where we are root this drops the other groups too (std's documentation of `uid`).
+            command.uid(kind.user()).gid(kind.user());
+            due.push(Fence::User);
+        }
         command.stdin(theirs.into_descriptor()).stderr(stderr);
         let child = netns.run(move || {
             // Without CAP_SETPCAP they stay, and the worker says so: no new privileges makes nothing of them.
@@ -118,7 +128,7 @@ impl Launcher {
             command.spawn()
         });
         match child {
-            Ok(child) => Ok(Launched { child, channel, log }),
+            Ok(child) => Ok(Launched { child, channel, log, due }),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !can_run(&path) => {
                 Err(LaunchError::Forbidden { path, user: kind.user() })
             }
@@ -127,16 +137,11 @@ impl Launcher {
     }
 }
 
-/// The program as `kind`'s user, with nothing else.
+/// The program with nothing of ours.
 #[allow(clippy::disallowed_methods, reason = "a worker is a program of this package, started without arguments")]
-fn bare(path: &Path, kind: Kind) -> Command {
+fn bare(path: &Path) -> Command {
     let mut command = Command::new(path);
     command.env_clear().current_dir("/").process_group(0).stdout(Stdio::null());
-    // In a user namespace of one user nobody else can be had; the worker tells that this fence is missing.
-    if !is_only_user(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default()) {
-        // Where we are root this drops the other groups too (std's documentation of `uid`).
-        command.uid(kind.user()).gid(kind.user());
-    }
     command
 }
 

@@ -13,11 +13,11 @@ use nix::unistd::Pid;
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 
-use super::LaunchError;
 use super::channel::{Awaited, Received};
 use super::launch::Launched;
 use super::lines::Lines;
 use super::message::{Order, Word};
+use super::{Fence, LaunchError};
 
 /// Why a worker does not run.
 #[derive(Debug, Error)]
@@ -55,6 +55,7 @@ pub(crate) struct Ended {
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Option<Child>,
+    due: Vec<Fence>,
     pub(crate) speech: Speech,
     pub(crate) lines: Lines,
 }
@@ -71,11 +72,11 @@ const A_SECOND: u32 = 100;
 
 impl Running {
     pub(crate) fn of(launched: Launched) -> io::Result<Self> {
-        let Launched { mut child, channel, log } = launched;
+        let Launched { mut child, channel, log, due } = launched;
         let watched = Awaited::over(channel).and_then(|channel| Ok((channel, Lines::of(log)?)));
         match watched {
             Ok((channel, lines)) => {
-                Ok(Self { child: Some(child), speech: Speech { channel, second: (Instant::now(), 0) }, lines })
+                Ok(Self { child: Some(child), due, speech: Speech { channel, second: (Instant::now(), 0) }, lines })
             }
             Err(error) => {
                 child.kill().ok();
@@ -83,6 +84,11 @@ impl Running {
                 Err(error)
             }
         }
+    }
+
+    /// Whether what it says of its fences has what it must not be without.
+    pub(crate) fn is_held_by(&self, fences: &[Fence]) -> bool {
+        self.due.iter().all(|fence| fences.contains(fence))
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -100,22 +106,16 @@ impl Running {
 
     /// Waits for it to end, and kills it after `patience`.
     pub(crate) async fn killed_after(mut self, patience: Duration) -> Ended {
-        let deadline = Instant::now() + patience;
         let mut status = None;
         if let Some(mut child) = self.child.take() {
-            while status.is_none() && Instant::now() < deadline {
-                status = child.try_wait().ok().flatten();
-                if status.is_none() {
-                    sleep(Duration::from_millis(2)).await;
-                }
-            }
+            status = wait(&mut child, patience).await;
             if status.is_none() {
                 kill_all(&child);
+                status = wait(&mut child, STUCK).await;
             }
-            // A process that is killed can take a moment, or longer when the kernel writes for it.
-            while status.is_none() {
-                status = child.try_wait().ok().flatten();
-                sleep(Duration::from_millis(2)).await;
+            if status.is_none() {
+                // In the hands of a driver that does not answer: it ends when that does, and is waited for until then.
+                std::thread::spawn(move || child.wait());
             }
         }
         let lines = std::mem::replace(&mut self.lines, Lines::none());
@@ -128,6 +128,22 @@ impl Drop for Running {
         if let Some(mut child) = self.child.take() {
             kill_all(&child);
             child.wait().ok();
+        }
+    }
+}
+
+/// How long a process that was killed may take.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// How it ended, if it does within `patience`.
+async fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            Ok(None) if Instant::now() < deadline => sleep(Duration::from_millis(2)).await,
+            Ok(status) => return status,
+            // Somebody else has waited for it: a program that ignores SIGCHLD has the kernel do that.
+            Err(_) => return Some(ExitStatus::default()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::relay;
+use super::{Secret, relay};
 
 /// A worker that ought to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -17,6 +17,8 @@ pub struct Spec {
     pub netns: PathBuf,
     /// What it does.
     pub work: Work,
+    /// What it has to know for that and nobody else, by name.
+    pub secrets: BTreeMap<String, Secret>,
     /// The program, when it is not the one of this kind beside the running executable.
     pub program: Option<PathBuf>,
 }

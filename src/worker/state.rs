@@ -1,6 +1,7 @@
 //! How a worker is, for people and programs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -102,6 +103,19 @@ pub enum Event {
         /// The line, without anything that a terminal obeys.
         text: String,
     },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready { worker, pid } => write!(f, "worker {worker} is ready, process {pid}"),
+            Self::Failed { worker, why, pause } => {
+                write!(f, "worker {worker} failed: {why}; again in {:.1} s", pause.as_secs_f32())
+            }
+            Self::Stopped { worker } => write!(f, "worker {worker} is gone"),
+            Self::Line { worker, text } => write!(f, "worker {worker}: {text}"),
+        }
+    }
 }
 
 /// The state of one worker as its tender tells it, for all who look.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::listeners::Listeners;
 use super::message::{Order, Word, tame};
 use super::running::{Failure, Running, in_one_line};
 use super::state::Shown;
-use super::{Event, Launcher, Spec};
+use super::{Event, Launcher, Secret, Spec};
 
 /// Looks after one worker until nobody can want it any more.
 pub(super) struct Tender {
@@ -163,6 +163,9 @@ impl Tender {
             };
             match word {
                 Word::Hello { pid: said, fences } if !greeted && said == pid => {
+                    if !running.is_held_by(&fences) {
+                        return Err(Failure::Protocol("is not held as it has to be: it has rights, or another's user"));
+                    }
                     greeted = true;
                     self.shown.hello(fences);
                 }
@@ -209,7 +212,7 @@ impl Tender {
     /// Lets a worker that is replaced go on with the connections that are still allowed.
     fn see_off(&mut self, running: Running, wanted: &Spec) {
         let farewell = Farewell { timing: self.timing, wanted: self.wanted.clone(), shown: self.shown.clone() };
-        let order = order(wanted, Vec::new(), self.timing.beat);
+        let order = order(wanted, Vec::new(), Vec::new(), self.timing.beat);
         self.leaving.spawn(farewell.say(running, order));
         while self.leaving.try_join_next().is_some() {}
     }
@@ -253,7 +256,7 @@ impl Farewell {
                 changed = self.wanted.changed() => {
                     let wanted = self.wanted.borrow_and_update().clone();
                     let Some(wanted) = wanted.filter(|_| changed.is_ok()) else { return };
-                    let order = order(&wanted, Vec::new(), self.timing.beat);
+                    let order = order(&wanted, Vec::new(), Vec::new(), self.timing.beat);
                     if order.and_then(|order| running.speech.order(&order, &[])).is_err() {
                         return;
                     }
@@ -269,18 +272,22 @@ fn addresses(spec: &Spec) -> BTreeSet<SocketAddr> {
     spec.work.listeners().into_values().collect()
 }
 
-fn order(spec: &Spec, sockets: Vec<String>, beat: Duration) -> Result<Order, Failure> {
+fn order(spec: &Spec, sockets: Vec<String>, secrets: Vec<String>, beat: Duration) -> Result<Order, Failure> {
     let config = spec.work.config().map_err(|error| Failure::Order(error.into()))?;
     let beat = u64::try_from(beat.as_millis()).unwrap_or(u64::MAX);
-    Ok(Order::Configure { config, sockets, secrets: Vec::new(), beat })
+    Ok(Order::Configure { config, sockets, secrets, beat })
 }
 
-/// Tells a worker what to do, and lends it the listeners for it.
+/// Tells a worker what to do, lends it the listeners for it and lets it know its secrets.
 fn configure(running: &Running, spec: &Spec, listeners: &Listeners, beat: Duration) -> Result<(), Failure> {
     let wanted = spec.work.listeners();
     let lent: Vec<(&String, BorrowedFd)> =
         wanted.iter().filter_map(|(name, address)| Some((name, listeners.at(address)?.as_fd()))).collect();
-    let order = order(spec, lent.iter().map(|(name, _)| (*name).clone()).collect(), beat)?;
-    let descriptors: Vec<BorrowedFd> = lent.into_iter().map(|(_, descriptor)| descriptor).collect();
+    let files: Vec<OwnedFd> =
+        spec.secrets.values().map(Secret::to_file).collect::<Result<_, _>>().map_err(Failure::Order)?;
+    let sockets = lent.iter().map(|(name, _)| (*name).clone()).collect();
+    let order = order(spec, sockets, spec.secrets.keys().cloned().collect(), beat)?;
+    let lent = lent.into_iter().map(|(_, descriptor)| descriptor);
+    let descriptors: Vec<BorrowedFd> = lent.chain(files.iter().map(|file| file.as_fd())).collect();
     running.speech.order(&order, &descriptors)
 }

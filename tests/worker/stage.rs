@@ -77,7 +77,13 @@ pub fn relay(routes: Vec<Route>) -> Spec {
 
 pub fn relay_within(routes: Vec<Route>, limits: Limits) -> Spec {
     let work = Work::Relay(Config { routes, limits });
-    Spec { name: "relay".into(), netns: "/run/netns/gate".into(), work, program: None }
+    Spec {
+        name: "relay".into(),
+        netns: "/run/netns/gate".into(),
+        work,
+        secrets: std::collections::BTreeMap::new(),
+        program: None,
+    }
 }
 
 pub fn address(ip: &str, port: u16) -> SocketAddr {

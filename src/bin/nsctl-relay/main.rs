@@ -45,7 +45,11 @@ enum RelayError {
 }
 
 fn main() -> ExitCode {
-    work(serve)
+    work(async |post, orders| match serve(post, orders).await {
+        // Nobody watches any more: that is an end like another.
+        Err(RelayError::Post(PostError::Over)) => Ok(()),
+        done => done,
+    })
 }
 
 async fn serve(post: &Post, orders: Orders) -> Result<(), RelayError> {
@@ -72,7 +76,6 @@ async fn serve(post: &Post, orders: Orders) -> Result<(), RelayError> {
                     post.ready()?;
                 }
                 Ok(Ordered::Drain) => relay.drain(),
-                Err(PostError::Over) => break,
                 Err(error) => return Err(error.into()),
             },
         }
