@@ -122,13 +122,23 @@ impl StoreError {
     pub fn help(&self) -> String {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         match self {
-            Self::Lost { known, .. } | Self::NoGeneration { known, .. } => return known_words(known),
+            Self::Lost { known, .. } => return lost_words(known),
+            Self::NoGeneration { known, .. } => return known_words(known),
             Self::Newer { .. } => {
                 "install that version again, or restore a backup that this one has made; nothing was changed"
             }
             Self::Busy { .. } => "wait until it is done, then run this again",
             Self::Corrupt { path, .. } if path.ends_with(SYSCTLS) => {
                 "it says what the host's forwarding was: leave it there and run `nsctl down`, which does without it"
+            }
+            Self::Corrupt { path, .. } if path.ends_with(pending::PENDING) => {
+                "remove it; then `nsctl apply` or `nsctl rollback` says which generation is to stay"
+            }
+            Self::Corrupt { path, .. } if path.ends_with(FORMAT_FILE) => {
+                "it holds one number, and this nsctl writes 1: put that back"
+            }
+            Self::Corrupt { path, .. } if generation::is_of_one(path) => {
+                "`nsctl apply` makes a new generation of the policy's files, `nsctl rollback N` takes another one"
             }
             Self::Corrupt { .. } => {
                 "put a copy back, or move it away while the network is up: services keep the addresses they have now"
@@ -144,6 +154,13 @@ impl StoreError {
             Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
         }
         .to_owned()
+    }
+}
+
+fn lost_words(known: &[Number]) -> String {
+    match known.last() {
+        Some(last) => format!("`nsctl generations` tells which are kept; `nsctl rollback {last}` takes the newest"),
+        None => "no generation is kept: remove the link, and `nsctl apply` makes one".into(),
     }
 }
 

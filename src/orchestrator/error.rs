@@ -172,6 +172,16 @@ pub enum Error {
         /// Which.
         generation: Number,
     },
+    /// A change is to wait to be confirmed, and no generation tells of what it would go back to.
+    #[error("services are up, and there is no generation to go back to")]
+    NoWayBack,
+    /// What was asked for is done, and the record does not say so.
+    #[error("what was done could not be recorded")]
+    Unrecorded {
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
     /// There is no generation to go back to.
     #[error("there is no generation before this one")]
     NoParent,

@@ -70,6 +70,15 @@ pub struct Meta {
     pub proved: usize,
 }
 
+impl Meta {
+    /// Of a generation whose own cannot be read.
+    pub(crate) fn unknown(number: Number) -> Self {
+        let (version, by, hash, digest) = Default::default();
+        let (parent, time, boot, services, edges, exposures, proved) = Default::default();
+        Self { number, parent, time, version, boot, by, hash, digest, services, edges, exposures, proved }
+    }
+}
+
 /// A generation to be written.
 #[derive(Debug)]
 pub struct Record<'a, R> {
@@ -150,6 +159,11 @@ impl From<Kept> for Source {
     }
 }
 
+/// Whether a file with this path is part of one.
+pub(super) fn is_of_one(path: &Path) -> bool {
+    path.parent().and_then(Path::parent).is_some_and(|all| all.ends_with(DIRECTORY))
+}
+
 /// The digest of these texts: equal for equal sets of files, whatever they are called.
 pub fn digest(sources: &[Source]) -> String {
     let of_one = |source: &Source| {
@@ -180,6 +194,18 @@ impl Store {
         match number {
             Some(number) if self.path_of(number).is_dir() => Ok(Some(number)),
             _ => Err(StoreError::Lost { path, target, known: self.generations().unwrap_or_default() }),
+        }
+    }
+
+    /// The same where a link to what is not there is to be replaced: it names none.
+    ///
+    /// # Errors
+    ///
+    /// When the link cannot be read.
+    pub fn current_unless_lost(&self) -> Result<Option<Number>, StoreError> {
+        match self.current() {
+            Err(StoreError::Lost { .. }) => Ok(None),
+            other => other,
         }
     }
 
