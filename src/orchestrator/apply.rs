@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use netns_policy::desired::Desired;
 use netns_policy::name::NetworkName;
 use netns_policy::plan::Step;
+use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::Place;
 
 use super::recording::{Recording, run};
@@ -55,6 +56,8 @@ impl Orchestrator {
     /// the new policy allows, and the next call goes on from there.
     pub fn apply_with(&self, how: &How) -> Result<Applied, Error> {
         let checked = self.check_guarded()?;
+        // Before the state directory is made.
+        probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
         let base = store.current()?;
         let against = how.against.or(base);
@@ -92,7 +95,7 @@ impl Orchestrator {
         };
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
-        let turned = self.turns(planned, store, &mut report);
+        let turned = self.turns(planned, store, capabilities, &mut report);
         if let Ok(_) | Err(Error::Spoiled { .. }) = turned {
             // What one service spoils inside is no reason to leave everybody else with the old one.
             let recorded = self.in_force(store, base, goal, pending.as_ref());
@@ -201,8 +204,13 @@ impl Orchestrator {
     }
 
     /// Turn after turn, until nothing is left to do.
-    fn turns(&self, mut planned: Planned, store: &Store, report: &mut Report) -> Result<Planned, Error> {
-        let capabilities = probe::capabilities()?;
+    fn turns(
+        &self,
+        mut planned: Planned,
+        store: &Store,
+        capabilities: Capabilities,
+        report: &mut Report,
+    ) -> Result<Planned, Error> {
         for turn in 1.. {
             self.carry_out(&planned, store, report, turn == TURNS)?;
             planned = self.planned_again(planned, store, capabilities)?;
