@@ -34,6 +34,8 @@ use crate::file::{self, FileError};
 use crate::kernel::sysctl::Sysctl;
 use crate::trusted::{Trusted, Who};
 
+#[cfg(feature = "backup")]
+pub(crate) use generation::{CURRENT, target_of};
 pub use generation::{Meta, Number, Record, digest};
 pub use journal::{Entry, Event};
 pub use pending::{Fate, Pending};
@@ -485,7 +487,7 @@ pub(crate) fn caller() -> String {
 }
 
 /// Writes a file that nobody reads before its directory has its name.
-fn write_file(path: &Path, parts: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
+pub(crate) fn write_file(path: &Path, parts: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
     fault::point()?;
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let mut file = io::BufWriter::with_capacity(64 << 10, file);

@@ -29,6 +29,10 @@ pub enum Error {
     /// Addresses cannot be given out.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// There is no backup, or nothing was restored.
+    #[cfg(feature = "backup")]
+    #[error(transparent)]
+    Backup(Box<crate::backup::BackupError>),
     /// A namespace with a name of ours that we did not make.
     #[error("the namespace {netns} exists and is not ours")]
     Foreign {
@@ -229,6 +233,13 @@ pub enum Error {
         /// The first.
         first: Box<Step>,
     },
+}
+
+#[cfg(feature = "backup")]
+impl From<crate::backup::BackupError> for Error {
+    fn from(error: crate::backup::BackupError) -> Self {
+        Self::Backup(Box::new(error))
+    }
 }
 
 impl From<LayoutError> for Error {

@@ -93,7 +93,7 @@ pub struct Record<'a, R> {
 }
 
 const DIRECTORY: &str = "generations";
-const CURRENT: &str = "current";
+pub(crate) const CURRENT: &str = "current";
 const POLICY: &str = "policy.json";
 const META: &str = "meta.json";
 
@@ -157,6 +157,11 @@ impl From<Kept> for Source {
             },
         }
     }
+}
+
+/// What the link to the one in force says.
+pub(crate) fn target_of(number: Number) -> PathBuf {
+    Path::new(DIRECTORY).join(number.to_string())
 }
 
 /// Whether a file with this path is part of one.
@@ -223,7 +228,7 @@ impl Store {
                 let temporary = self.directory.join("current.tmp");
                 remove_if_there(&temporary)?;
                 fault::point()?;
-                symlink(Path::new(DIRECTORY).join(number.to_string()), &temporary)?;
+                symlink(target_of(number), &temporary)?;
                 fault::point()?;
                 fs::rename(&temporary, &path)
             }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "it runs the command and looks at what it does")]
 
+#[cfg(feature = "backup")]
+mod backup;
 #[path = "../common/mod.rs"]
 mod common;
 mod confirm;

@@ -50,6 +50,20 @@ pub enum Command {
         #[command(flatten)]
         change: Change,
     },
+    /// Seals the state (generations, addresses, keys) into a file, with a passphrase.
+    #[cfg(feature = "backup")]
+    Backup {
+        /// The file.
+        file: PathBuf,
+        /// Of this network alone; default: of all.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+        /// Replace a file that is there.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        passphrase: Sealing,
+    },
     /// Parses the policy and checks its invariants and tests; needs no privilege.
     Check,
     /// Prints what a shell loads to complete commands and options.
@@ -191,6 +205,17 @@ pub enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         hops: Option<u32>,
     },
+    /// Puts the state that a backup holds into the state directory; `nsctl apply --boot` makes it so.
+    #[cfg(feature = "backup")]
+    Restore {
+        /// The file.
+        file: PathBuf,
+        /// Set state that is there aside, and do it while the network is up.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        passphrase: Sealing,
+    },
     /// Puts an earlier generation into force again.
     Rollback {
         /// Its number; default: the one before that which is in force, or waits to be confirmed.
@@ -242,6 +267,15 @@ pub enum Command {
         #[arg(value_name = "TO:PORT")]
         to: String,
     },
+}
+
+/// Where the passphrase of a backup comes from.
+#[cfg(feature = "backup")]
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Sealing {
+    /// Read the passphrase from this open file descriptor, up to the end of its first line; default: the terminal.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16))]
+    pub passphrase_fd: Option<u16>,
 }
 
 /// How a change is made.

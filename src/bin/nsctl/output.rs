@@ -237,6 +237,8 @@ fn plain(code: &str, file: Option<&Path>, message: String, help: Option<String>)
 fn code(error: &Error) -> &'static str {
     match error {
         Error::Address(e) => e.code(),
+        #[cfg(feature = "backup")]
+        Error::Backup(e) => e.code(),
         Error::Demo { .. } | Error::Verify(_) => "E0913",
         Error::Moved { .. } => "E0904",
         Error::Waits { .. } | Error::WentBack { .. } => "E0905",
@@ -269,6 +271,8 @@ fn code(error: &Error) -> &'static str {
 fn help(error: &Error) -> Option<String> {
     match error {
         Error::Address(e) => Some(e.help().to_owned()),
+        #[cfg(feature = "backup")]
+        Error::Backup(e) => Some(e.help()),
         Error::Foreign { netns } => Some(format!("remove it (`ip netns del {netns}`), or give [network] another name")),
         Error::ForeignLink { link } => {
             Some(format!("rename it (`ip link set {link} name NAME`), or give [network] another name"))

@@ -1,6 +1,8 @@
 //! One file a verb, or a few that belong together.
 
 mod apply;
+#[cfg(feature = "backup")]
+mod backup;
 mod completions;
 mod demo;
 mod env;
@@ -11,6 +13,8 @@ mod grant;
 mod graph;
 mod holder;
 mod man;
+#[cfg(feature = "backup")]
+mod passphrase;
 mod plan;
 mod prove;
 mod reach;
@@ -35,6 +39,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Apply { boot: true, .. } => apply::boot(args, &orchestrator(args, false)),
         Command::Apply { renumber, against, change, boot: false } => {
             apply::apply(args, &orchestrator(args, *renumber), *against, *change)
+        }
+        #[cfg(feature = "backup")]
+        Command::Backup { file, network, force, passphrase } => {
+            backup::backup(args, &orchestrator(args, false), (file, network.as_ref()), *force, passphrase.passphrase_fd)
         }
         Command::Check => check(args),
         Command::Completions { shell } => Ok(completions::completions(*shell)),
@@ -65,6 +73,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Schema => Ok(schema::schema()),
         Command::Reach { from, to, hops } => {
             reach::reach(args, &orchestrator(args, false), from.as_deref(), to.as_deref(), *hops)
+        }
+        #[cfg(feature = "backup")]
+        Command::Restore { file, force, passphrase } => {
+            backup::restore(args, &orchestrator(args, false), file, *force, passphrase.passphrase_fd)
         }
         Command::Rollback { to, network, change } => {
             generations::rollback(args, &orchestrator(args, false), network.as_ref(), *to, *change)
@@ -100,6 +112,8 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Test { live: true, .. } => "test --live",
         Command::Verify { .. } => "verify",
         Command::Why { live: true, .. } => "why --live",
+        #[cfg(feature = "backup")]
+        Command::Backup { .. } | Command::Restore { .. } => return Ok(()),
         Command::Check
         | Command::Completions { .. }
         | Command::Demo
