@@ -427,6 +427,12 @@ impl Store {
     /// Whether nobody else decides what lies in the directory: it, and the one around it, are no links, and they are
     /// root's or the caller's alone. What is not there yet is ours to make.
     fn is_ours(&self) -> Result<(), StoreError> {
+        self.is_trusted()?;
+        self.is_known()
+    }
+
+    /// The same, in whatever form it is written.
+    pub(crate) fn is_trusted(&self) -> Result<(), StoreError> {
         let trusted = Trusted::of_caller();
         for path in self.directory.parent().into_iter().chain([self.directory.as_path()]) {
             let Ok(is) = fs::symlink_metadata(path) else { continue };
@@ -441,7 +447,7 @@ impl Store {
                 return Err(StoreError::Foreign { path: path.to_owned(), why });
             }
         }
-        self.is_known()
+        Ok(())
     }
 
     /// Whether it is written in a form that is known here.

@@ -36,6 +36,7 @@ impl Orchestrator {
         })?;
         let state = self.options().state.clone();
         let networks: Vec<NetworkName> = roots.iter().filter_map(|root| root.parse().ok()).collect();
+        networks.iter().try_for_each(|network| Store::new(&state, network).is_trusted())?;
         if !replace {
             self.is_free(&state, &roots, &networks)?;
         }

@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nsctl::store::Number;
 
 use crate::common::{in_patient_sandbox, in_sandbox};
-use crate::node::{NEW, NEW_EDGE, Node, OLD_EDGE, STATE, Said};
+use crate::node::{NEW, NEW_EDGE, Node, OLD, OLD_EDGE, STATE, Said};
 
 const FILE: &str = "/run/node/backup.age";
 const PASSPHRASE: &str = "a passphrase of the test";
@@ -271,6 +271,53 @@ fn state_that_is_there_is_set_aside_only_when_asked() {
         node.run("apply --boot").ok();
         let answer = with_passphrase(&node, PASSPHRASE, &format!("backup {FILE} --force --json")).ok();
         assert!(answer.out.contains("\"node\"") && !answer.out.contains("before"), "{}", answer.out);
+    });
+}
+
+/// Addresses and indexes of wires are those of the backup then, in the middle of others.
+#[test]
+fn a_state_that_is_restored_while_the_network_is_up_is_made_so_by_the_next_apply() {
+    in_sandbox(|| {
+        let node = node();
+        let addresses = node.addresses();
+        backed_up(&node);
+        node.write(&format!("{OLD}[service.aa]\n[service.bb]\n"));
+        node.run("apply --no-confirm").ok();
+        node.write(&format!("{OLD}[service.cc]\n[service.bb]\n"));
+        node.run("apply --no-confirm").ok();
+        assert_eq!(node.open(), BTreeSet::from([OLD_EDGE]));
+        with_passphrase(&node, PASSPHRASE, &format!("restore {FILE} --force")).ok();
+        assert_eq!(node.open(), BTreeSet::from([OLD_EDGE]), "packets do not ask");
+        node.run("apply --boot --network node").ok();
+        assert_eq!((node.current(), node.open()), (Some(Number(2)), BTreeSet::from([NEW_EDGE])));
+        assert_eq!(node.addresses(), addresses);
+        assert!(!Path::new("/run/netns/node-cc").exists());
+        assert_eq!(node.run("apply --boot").ok().out, "nothing to do\n");
+        node.write(NEW);
+        node.run("prove --live").ok();
+        node.write(&format!("{NEW}[service.dd]\n"));
+        node.run("apply --no-confirm").ok();
+        node.run("prove --live").ok();
+        assert_eq!(node.open(), BTreeSet::from([NEW_EDGE]));
+    });
+}
+
+#[test]
+fn a_state_directory_that_others_can_write_to_is_not_restored_into() {
+    in_sandbox(|| {
+        let node = node();
+        backed_up(&node);
+        lost(&node);
+        fs::create_dir("/run/node/elsewhere").unwrap();
+        std::os::unix::fs::symlink("elsewhere", STATE).unwrap();
+        with_passphrase(&node, PASSPHRASE, &format!("restore {FILE}")).refused("E0007", &["is a link"]);
+        fs::remove_file(STATE).unwrap();
+        DirBuilder::new().mode(0o777).create(STATE).unwrap();
+        fs::set_permissions(STATE, fs::Permissions::from_mode(0o777)).unwrap();
+        with_passphrase(&node, PASSPHRASE, &format!("restore {FILE}")).refused("E0007", &["mode 0777"]);
+        assert_eq!(fs::read_dir(STATE).unwrap().count() + fs::read_dir("/run/node/elsewhere").unwrap().count(), 0);
+        fs::set_permissions(STATE, fs::Permissions::from_mode(0o700)).unwrap();
+        with_passphrase(&node, PASSPHRASE, &format!("restore {FILE}")).ok();
     });
 }
 

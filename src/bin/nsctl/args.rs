@@ -47,6 +47,9 @@ pub enum Command {
         /// Make the generation in force so again, whatever the files say by now; where there is none, the files.
         #[arg(long, conflicts_with_all = ["renumber", "against", "confirm", "no_confirm", "stop"])]
         boot: bool,
+        /// That of this network; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME", requires = "boot")]
+        network: Option<NetworkName>,
         #[command(flatten)]
         change: Change,
     },

@@ -36,8 +36,8 @@ use crate::output;
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     may(&args.command)?;
     match &args.command {
-        Command::Apply { boot: true, .. } => apply::boot(args, &orchestrator(args, false)),
-        Command::Apply { renumber, against, change, boot: false } => {
+        Command::Apply { boot: true, network, .. } => apply::boot(args, &orchestrator(args, false), network.as_ref()),
+        Command::Apply { renumber, against, change, boot: false, .. } => {
             apply::apply(args, &orchestrator(args, *renumber), *against, *change)
         }
         #[cfg(feature = "backup")]
