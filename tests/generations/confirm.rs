@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use nsctl::kernel::Kernel as _;
 use nsctl::orchestrator::history::Settled;
 use nsctl::store::Number;
+use nsctl::{Confirm, Error, How};
 
 use crate::common::in_sandbox;
 use crate::node::{NEW, NEW_EDGE, NoHolder, Node, OLD_EDGE, holders, until};
@@ -296,5 +297,35 @@ fn a_holder_minds_its_own_change_only() {
         node.run("confirm").ok();
         until("the second holder ends", Duration::from_secs(10), || holders().is_empty());
         assert_eq!(node.open(), BTreeSet::from([NEW_EDGE]));
+    });
+}
+
+#[test]
+fn what_was_taken_down_while_it_waited_stays_down() {
+    in_sandbox(|| {
+        let _guard = NoHolder;
+        let node = waiting("5s");
+        node.run("down").ok();
+        until("the holder ends", Duration::from_secs(10), || holders().is_empty());
+        std::thread::sleep(Duration::from_secs(5));
+        assert!(node.network.is_nothing() && node.current().is_none());
+        node.run("apply --no-confirm").ok();
+    });
+}
+
+#[test]
+fn where_nobody_can_be_started_who_goes_back_nothing_is_changed() {
+    in_sandbox(|| {
+        let node = Node::up();
+        node.write(NEW);
+        let nobody = |_: &_, _: &_| Err(std::io::ErrorKind::WouldBlock.into());
+        let confirm = Confirm::Within(Duration::from_secs(300));
+        let refused = node.network.nsctl.apply_with(&How { confirm, hold: Some(&nobody), ..How::default() });
+        assert!(matches!(refused, Err(Error::Hold { .. })), "{refused:?}");
+        assert_is_old(&node);
+        // Without a second one the daemon is asked alone.
+        node.network.nsctl.apply_with(&How { confirm, ..How::default() }).unwrap();
+        assert!(node.store().pending().unwrap().is_some() && holders().is_empty());
+        node.run("rollback").ok();
     });
 }

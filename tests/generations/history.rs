@@ -166,3 +166,24 @@ fn apply_against_a_generation_that_is_not_in_force_any_more_changes_nothing() {
         node.run("apply --against 1 --no-confirm").refused("E0904", &[]);
     });
 }
+
+#[test]
+fn old_generations_are_let_go_and_those_that_matter_are_not() {
+    in_sandbox(|| {
+        let node = Node::up();
+        for number in 2..=5 {
+            node.write(&format!("{NEW}# {number}\n"));
+            node.run("apply --no-confirm").ok();
+        }
+        let store = node.store();
+        store.prune(3, &[Number(1), Number(5)]).unwrap();
+        assert_eq!(store.generations().unwrap(), [1, 3, 4, 5].map(Number));
+        node.assert_whole(&[Some(Number(5))], "after that");
+        node.run("rollback 2 --no-confirm").refused("E0917", &["there is no generation 2", "4 are kept, 1 to 5"]);
+        node.run("rollback 1 --no-confirm").ok();
+        // A number is not given twice while a higher one is there.
+        node.write(&format!("{NEW}# 6\n"));
+        node.run("apply --no-confirm").ok();
+        assert_eq!(node.current(), Some(Number(6)));
+    });
+}

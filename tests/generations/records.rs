@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::time::Duration;
 
 use nsctl::store::Number;
 
-use crate::common::in_sandbox;
+use crate::common::{in_patient_sandbox, in_sandbox, witness};
 use crate::node::{NEW, NEW_EDGE, NoHolder, Node, OLD, OLD_EDGE, STATE};
 
 /// Two generations, the second in force.
@@ -159,5 +161,60 @@ fn a_lost_state_directory_is_made_anew_with_the_addresses_that_services_have() {
         let said = node.run("apply --no-confirm").ok();
         assert_eq!(said.out, "nothing to do\ngeneration 1 is in force\n");
         assert_eq!((node.addresses(), node.open()), (before, BTreeSet::from([NEW_EDGE])));
+    });
+}
+
+/// What a disk, or a hand, makes of a record.
+const SPOILED: [(&str, &[u8]); 5] = [
+    ("empty", b""),
+    ("zeros", &[0; 512]),
+    ("torn", b"{\"number\": 1,"),
+    ("another", b"[1, \"2\", {}]\n"),
+    ("text", b"\xff\xfe?"),
+];
+
+/// Whatever is in a record, each verb ends by itself with a sentence, opens nothing, and `down` takes all down.
+#[test]
+fn no_record_can_be_so_spoiled_that_a_verb_dies_of_it_or_down_fails() {
+    in_patient_sandbox(Duration::from_secs(600), || {
+        let node = two();
+        let addresses = node.addresses();
+        witness(Command::new("cp").args(["-a", STATE, "/run/node/kept"]));
+        let records = [
+            "format",
+            "current",
+            "pending.json",
+            "journal.jsonl",
+            "addresses.json",
+            "sysctls.json",
+            "lock",
+            "generations/2/meta.json",
+            "generations/2/policy.json",
+            "generations/2/addresses.json",
+            "generations",
+        ];
+        for (record, (kind, bytes)) in records.iter().flat_map(|record| SPOILED.map(|spoiled| (record, spoiled))) {
+            fs::remove_dir_all(node.record(record)).or_else(|_| fs::remove_file(node.record(record))).ok();
+            fs::write(node.record(record), bytes).unwrap();
+            let when = format!("{record}, {kind}");
+            for asked in
+                ["generations", "diff 1 2", "confirm", "apply --no-confirm", "apply --boot", "rollback 1 --no-confirm"]
+            {
+                let said = node.run(asked);
+                assert!(
+                    matches!(said.code, Some(0 | 1)) && !said.err.contains("panicked"),
+                    "{when}: {asked}: {said:?}"
+                );
+                assert!(said.code == Some(0) || said.err.contains("help: "), "{when}: {asked}: {said:?}");
+                assert!(node.open_by(&addresses).is_subset(&BTreeSet::from([OLD_EDGE, NEW_EDGE])), "{when}: {asked}");
+            }
+            let said = node.run("down");
+            let left = fs::read_dir("/run/netns").unwrap().count();
+            assert!(said.code == Some(0) && left == 0, "{when}: {left} left: {said:?}");
+            fs::remove_dir_all(STATE).unwrap();
+            witness(Command::new("cp").args(["-a", "/run/node/kept", STATE]));
+            node.run("apply --boot").ok();
+            assert_eq!(node.open(), BTreeSet::from([NEW_EDGE]), "{when}: the control");
+        }
     });
 }
