@@ -1,8 +1,8 @@
 //! Places at which a test lets the process die, or the disk be full.
 //!
-//! Every write of a record passes here. In a debug build `NSCTL_FAULT=crash:7` ends the process at the seventh place, as
-//! SIGKILL would, and `NSCTL_FAULT=full:7` lets every write from there on fail with `ENOSPC`. A release build has none of
-//! it.
+//! Every write of a record and every step of a plan passes here. In a debug build `NSCTL_FAULT=crash:7` ends the process
+//! at the seventh place, as SIGKILL would, and `NSCTL_FAULT=full:7` lets every write from the seventh on fail with
+//! `ENOSPC`. A release build has none of it.
 
 /// One place. Before each change of a record.
 ///
@@ -14,8 +14,12 @@ pub(crate) fn point() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Another one. Before each step: there a process can die, and no disk is full.
+#[cfg(not(debug_assertions))]
+pub(crate) fn step() {}
+
 #[cfg(debug_assertions)]
-pub(crate) use counted::point;
+pub(crate) use counted::{point, step};
 
 #[cfg(debug_assertions)]
 mod counted {
@@ -48,15 +52,27 @@ mod counted {
     }
 
     pub(crate) fn point() -> io::Result<()> {
-        let Some(fault) = wanted() else { return Ok(()) };
-        let here = PASSED.fetch_add(1, Ordering::Relaxed) + 1;
-        match fault {
-            Fault::Crash(at) if at == here => {
-                nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).ok();
-                Ok(())
-            }
-            Fault::Full(at) if at <= here => Err(Errno::ENOSPC.into()),
-            _ => Ok(()),
+        match wanted() {
+            Some(Fault::Crash(at)) => die_at(at),
+            Some(Fault::Full(at)) if at <= next() => return Err(Errno::ENOSPC.into()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn step() {
+        if let Some(Fault::Crash(at)) = wanted() {
+            die_at(at);
+        }
+    }
+
+    fn next() -> u64 {
+        PASSED.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn die_at(at: u64) {
+        if at == next() {
+            nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).ok();
         }
     }
 }

@@ -66,6 +66,12 @@ impl Regular {
         &self.before
     }
 
+    /// The file itself, to be read bit by bit: that may be of more than one state of it.
+    #[cfg(feature = "backup")]
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// All of it, if it has at most `limit` bytes. A larger one is not read at all.
     ///
     /// # Errors

@@ -51,6 +51,8 @@
 //! - What exists is read from the kernel before every change, never remembered.
 
 pub mod attempt;
+#[cfg(feature = "backup")]
+pub mod backup;
 pub(crate) mod clock;
 #[cfg(feature = "daemon")]
 pub mod daemon;

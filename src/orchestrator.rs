@@ -535,7 +535,7 @@ pub(crate) struct InForceNow {
 }
 
 /// Whether another network is there: its fabric has a pin.
-fn is_up(pins: &Path, network: &NetworkName) -> bool {
+pub(crate) fn is_up(pins: &Path, network: &NetworkName) -> bool {
     let pin = pins.join(fabric_netns(network));
     pin.exists() && !netns::is_leftover(&pin)
 }

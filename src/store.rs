@@ -34,6 +34,8 @@ use crate::file::{self, FileError};
 use crate::kernel::sysctl::Sysctl;
 use crate::trusted::{Trusted, Who};
 
+#[cfg(feature = "backup")]
+pub(crate) use generation::{CURRENT, target_of};
 pub use generation::{Meta, Number, Record, digest};
 pub use journal::{Entry, Event};
 pub use pending::{Fate, Pending};
@@ -122,13 +124,23 @@ impl StoreError {
     pub fn help(&self) -> String {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         match self {
-            Self::Lost { known, .. } | Self::NoGeneration { known, .. } => return known_words(known),
+            Self::Lost { known, .. } => return lost_words(known),
+            Self::NoGeneration { known, .. } => return known_words(known),
             Self::Newer { .. } => {
                 "install that version again, or restore a backup that this one has made; nothing was changed"
             }
             Self::Busy { .. } => "wait until it is done, then run this again",
             Self::Corrupt { path, .. } if path.ends_with(SYSCTLS) => {
                 "it says what the host's forwarding was: leave it there and run `nsctl down`, which does without it"
+            }
+            Self::Corrupt { path, .. } if path.ends_with(pending::PENDING) => {
+                "remove it; then `nsctl apply` or `nsctl rollback` says which generation is to stay"
+            }
+            Self::Corrupt { path, .. } if path.ends_with(FORMAT_FILE) => {
+                "it holds one number, and this nsctl writes 1: put that back"
+            }
+            Self::Corrupt { path, .. } if generation::is_of_one(path) => {
+                "`nsctl apply` makes a new generation of the policy's files, `nsctl rollback N` takes another one"
             }
             Self::Corrupt { .. } => {
                 "put a copy back, or move it away while the network is up: services keep the addresses they have now"
@@ -144,6 +156,13 @@ impl StoreError {
             Self::Io { .. } => "see that the state directory can be written by root; nothing was applied",
         }
         .to_owned()
+    }
+}
+
+fn lost_words(known: &[Number]) -> String {
+    match known.last() {
+        Some(last) => format!("`nsctl generations` tells which are kept; `nsctl rollback {last}` takes the newest"),
+        None => "no generation is kept: remove the link, and `nsctl apply` makes one".into(),
     }
 }
 
@@ -408,6 +427,12 @@ impl Store {
     /// Whether nobody else decides what lies in the directory: it, and the one around it, are no links, and they are
     /// root's or the caller's alone. What is not there yet is ours to make.
     fn is_ours(&self) -> Result<(), StoreError> {
+        self.is_trusted()?;
+        self.is_known()
+    }
+
+    /// The same, in whatever form it is written.
+    pub(crate) fn is_trusted(&self) -> Result<(), StoreError> {
         let trusted = Trusted::of_caller();
         for path in self.directory.parent().into_iter().chain([self.directory.as_path()]) {
             let Ok(is) = fs::symlink_metadata(path) else { continue };
@@ -422,7 +447,7 @@ impl Store {
                 return Err(StoreError::Foreign { path: path.to_owned(), why });
             }
         }
-        self.is_known()
+        Ok(())
     }
 
     /// Whether it is written in a form that is known here.
@@ -468,7 +493,7 @@ pub(crate) fn caller() -> String {
 }
 
 /// Writes a file that nobody reads before its directory has its name.
-fn write_file(path: &Path, parts: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
+pub(crate) fn write_file(path: &Path, parts: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
     fault::point()?;
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let mut file = io::BufWriter::with_capacity(64 << 10, file);

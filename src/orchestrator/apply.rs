@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use netns_policy::desired::Desired;
 use netns_policy::name::NetworkName;
 use netns_policy::plan::Step;
+use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::Place;
 
 use super::recording::{Recording, run};
@@ -22,7 +23,7 @@ use crate::kernel::{Linux, occupants, probe};
 use crate::lockout;
 use crate::reconcile;
 use crate::report::Report;
-use crate::store::{self, Event, Meta, Number, Pending, Record, Store};
+use crate::store::{self, Event, Meta, Number, Pending, Record, Store, StoreError};
 
 /// How many generations are kept.
 const KEPT: usize = 100;
@@ -53,10 +54,12 @@ impl Orchestrator {
     /// As [`Orchestrator::plan`]; [`Error::Read`] when others can edit the policy
     /// ([`Editable`](crate::policy::Editable)); [`Error::Moved`] when another generation came into force meanwhile;
     /// [`Error::Waits`] while one waits to be confirmed, [`Error::WentBack`] when that was not in time; [`Error::Narrows`];
-    /// [`Error::Occupied`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the old nor
+    /// [`Error::NoWayBack`]; [`Error::Occupied`]; [`Error::Unrecorded`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the old nor
     /// the new policy allows, and the next call goes on from there.
     pub fn apply_with(&self, how: &How) -> Result<Applied, Error> {
         let checked = self.check_guarded()?;
+        // Before the state directory is made.
+        probe::capabilities()?;
         let store = self.store(&checked.graph.network().name);
         let base = store.current()?;
         let against = how.against.or(base);
@@ -79,9 +82,9 @@ impl Orchestrator {
         if self.adopt_sysctls(&planned, store)? {
             planned = self.planned_again(planned, store, capabilities)?;
         }
-        let base = store.current()?;
+        let base = store.current_unless_lost()?;
         let goal = self.goal(store, base, &planned, goal)?;
-        let waits = self.allowed(&planned, store, how, base != Some(goal))?;
+        let waits = self.allowed(&planned, store, how, (base, goal))?;
         self.make_way(&planned, how.running)?;
         if !store.generations()?.contains(&goal) {
             write(store, &planned, base, goal)?;
@@ -96,17 +99,18 @@ impl Orchestrator {
         held::lift(&self.options.run, &network);
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
-        let turned = self.turns(planned, store, &mut report);
+        let turned = self.turns(planned, store, capabilities, &mut report);
         if let Ok(_) | Err(Error::Spoiled { .. }) = turned {
             // What one service spoils inside is no reason to leave everybody else with the old one.
-            self.in_force(store, base, goal, pending.as_ref())?;
+            let recorded = self.in_force(store, base, goal, pending.as_ref());
+            recorded.map_err(|source| Error::Unrecorded { source })?;
         }
         let planned = turned?;
         let pending = match (pending, waits) {
             (Some(mut pending), Some(within)) => {
                 // The time is the operator's, not that of the turn.
                 pending.begin(within);
-                store.record_pending(&pending)?;
+                store.record_pending(&pending).map_err(|source| Error::Unrecorded { source })?;
                 Some(pending)
             }
             _ => None,
@@ -138,7 +142,7 @@ impl Orchestrator {
         planned: &Planned,
         store: &Store,
         how: &How,
-        is_other: bool,
+        (base, goal): (Option<Number>, Number),
     ) -> Result<Option<std::time::Duration>, Error> {
         let explicit = matches!(how.confirm, Confirm::Within(_));
         if let Some(session) = how.session.filter(|_| !explicit)
@@ -147,8 +151,12 @@ impl Orchestrator {
         {
             return Err(Error::Narrows { path });
         }
+        // Made by a version without generations, or the record is lost: nobody knows what would come back.
+        let is_unknown = base.is_none() && !planned.observed.is_nothing();
         Ok(match how.confirm {
-            _ if !is_other => None,
+            _ if base == Some(goal) => None,
+            Confirm::Within(_) if is_unknown && !planned.plan.steps.is_empty() => return Err(Error::NoWayBack),
+            _ if is_unknown => None,
             Confirm::Never => None,
             Confirm::OverSsh => how.session.map(|_| Confirm::USUAL),
             Confirm::Within(within) => Some(within),
@@ -187,7 +195,11 @@ impl Orchestrator {
 
     /// Records that the change waits, and starts who goes back: before anything is changed.
     fn wait(&self, store: &Store, network: &NetworkName, how: &How, pending: Pending) -> Result<Pending, Error> {
-        store.record_pending(&pending)?;
+        if let Err(error) = store.record_pending(&pending) {
+            // It may be there, and not be known to be there for good.
+            store.forget_pending().ok();
+            return Err(error.into());
+        }
         if let Some(Err(source)) = how.hold.map(|hold| hold(network, &pending)) {
             store.forget_pending()?;
             return Err(Error::Hold { source });
@@ -196,8 +208,13 @@ impl Orchestrator {
     }
 
     /// Turn after turn, until nothing is left to do.
-    fn turns(&self, mut planned: Planned, store: &Store, report: &mut Report) -> Result<Planned, Error> {
-        let capabilities = probe::capabilities()?;
+    fn turns(
+        &self,
+        mut planned: Planned,
+        store: &Store,
+        capabilities: Capabilities,
+        report: &mut Report,
+    ) -> Result<Planned, Error> {
         for turn in 1.. {
             self.carry_out(&planned, store, report, turn == TURNS)?;
             planned = self.planned_again(planned, store, capabilities)?;
@@ -227,15 +244,14 @@ impl Orchestrator {
         base: Option<Number>,
         goal: Number,
         pending: Option<&Pending>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StoreError> {
         if base == Some(goal) {
             return Ok(());
         }
         store.set_current(Some(goal))?;
         store.note(if pending.is_some() { Event::Pending } else { Event::Applied }, Some(goal))?;
         let kept: Vec<Number> = base.into_iter().chain([goal]).collect();
-        store.prune(KEPT, &kept)?;
-        Ok(())
+        store.prune(KEPT, &kept)
     }
 
     /// What another network has set already is not as it was before us: its record of that becomes ours too, so that

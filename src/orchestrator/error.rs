@@ -33,6 +33,10 @@ pub enum Error {
     /// Addresses cannot be given out.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// There is no backup, or nothing was restored.
+    #[cfg(feature = "backup")]
+    #[error(transparent)]
+    Backup(Box<crate::backup::BackupError>),
     /// A namespace with a name of ours that we did not make.
     #[error("the namespace {netns} exists and is not ours")]
     Foreign {
@@ -176,6 +180,16 @@ pub enum Error {
         /// Which.
         generation: Number,
     },
+    /// A change is to wait to be confirmed, and no generation tells of what it would go back to.
+    #[error("services are up, and there is no generation to go back to")]
+    NoWayBack,
+    /// What was asked for is done, and the record does not say so.
+    #[error("what was done could not be recorded")]
+    Unrecorded {
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
     /// There is no generation to go back to.
     #[error("there is no generation before this one")]
     NoParent,
@@ -223,6 +237,13 @@ pub enum Error {
         /// The first.
         first: Box<Step>,
     },
+}
+
+#[cfg(feature = "backup")]
+impl From<crate::backup::BackupError> for Error {
+    fn from(error: crate::backup::BackupError) -> Self {
+        Self::Backup(Box::new(error))
+    }
 }
 
 impl From<LayoutError> for Error {

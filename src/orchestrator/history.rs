@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::apply::Goal;
 use super::{Applied, Checked, Confirm, Error, How, Orchestrator, Running};
 use crate::session::Session;
-use crate::store::{Event, Fate, Meta, Number, Pending, Store};
+use crate::store::{Event, Fate, Meta, Number, Pending, Store, StoreError};
 
 /// One line of `nsctl generations`.
 #[derive(Clone, Debug, Serialize)]
@@ -19,8 +19,9 @@ pub struct Generation {
     /// What it is.
     #[serde(flatten)]
     pub meta: Meta,
-    /// `in force`, `waits to be confirmed`, `was in force`, or `never in force`.
-    pub state: &'static str,
+    /// `in force`, `waits to be confirmed`, `was in force`, or `never in force`; with `, cannot be read` when all else
+    /// here is empty for that.
+    pub state: String,
 }
 
 /// What a generation that waited came to.
@@ -67,7 +68,7 @@ impl Orchestrator {
     /// When the records cannot be read.
     pub fn generations(&self, network: &NetworkName) -> Result<Vec<Generation>, Error> {
         let store = self.store(network);
-        let (current, pending, journal) = (store.current()?, store.pending()?, store.journal()?);
+        let (current, pending, journal) = (store.current_unless_lost()?, store.pending()?, store.journal()?);
         let was = |number: Number| {
             journal.iter().any(|entry| entry.generation == Some(number) && entry.event != Event::Expired)
         };
@@ -78,7 +79,15 @@ impl Orchestrator {
             _ => "never in force",
         };
         let all = store.generations()?.into_iter();
-        all.map(|number| Ok(Generation { meta: store.meta(number)?, state: state(number) })).collect()
+        let one = |number| match store.meta(number) {
+            Ok(meta) => Ok(Generation { meta, state: state(number).into() }),
+            // It is no reason not to tell of the others.
+            Err(StoreError::Corrupt { .. }) => {
+                Ok(Generation { meta: Meta::unknown(number), state: format!("{}, cannot be read", state(number)) })
+            }
+            Err(error) => Err(error.into()),
+        };
+        all.map(one).collect()
     }
 
     /// The generation in force, if there is one, and the one that waits to be confirmed.
@@ -125,7 +134,7 @@ impl Orchestrator {
         let store = self.store(network);
         let _guard = store.lock()?;
         let pending = store.pending()?;
-        let is = store.current()?;
+        let is = store.current_unless_lost()?;
         if let Some(against) = how.against
             && is != Some(against)
         {
@@ -138,14 +147,17 @@ impl Orchestrator {
         };
         let checked = kept(&store, to)?;
         let applied = if pending.is_some() {
-            // This is what it waits for, or instead of it: nobody is to be asked once more.
-            let applied = self.enforce(checked, &store, &How { confirm: Confirm::Never, ..*how }, Goal::Kept(to))?;
-            store.forget_pending()?;
+            // This is what it waits for, or instead of it: nobody is to be asked once more. Whoever closes their own way
+            // by it has said so by asking for a confirmation all the same.
+            let session = how.session.filter(|_| !matches!(how.confirm, Confirm::Within(_)));
+            let how = How { confirm: Confirm::Never, session, ..*how };
+            let applied = self.enforce(checked, &store, &how, Goal::Kept(to))?;
+            store.forget_pending().map_err(|source| Error::Unrecorded { source })?;
             applied
         } else {
             self.enforce(checked, &store, how, Goal::Kept(to))?
         };
-        store.note(Event::RolledBack, Some(to))?;
+        store.note(Event::RolledBack, Some(to)).map_err(|source| Error::Unrecorded { source })?;
         Ok(applied)
     }
 
@@ -185,7 +197,8 @@ impl Orchestrator {
                     return Err(Error::NotWhole { generation });
                 }
                 store.forget_pending()?;
-                store.note(Event::Confirmed, Some(generation))?;
+                // It is so, with this line or without.
+                store.note(Event::Confirmed, Some(generation)).ok();
                 Ok(generation)
             }
         }
@@ -264,7 +277,7 @@ impl Orchestrator {
         }
         // Last, so that a crash before this goes back once more.
         store.forget_pending()?;
-        store.note(Event::Expired, Some(pending.generation))?;
+        store.note(Event::Expired, Some(pending.generation)).ok();
         Ok(Settled::WentBack { from: pending.generation, to: pending.back, rebooted })
     }
 }

@@ -8,6 +8,7 @@ use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
 
 use super::{Error, is_up, told};
+use crate::fault;
 use crate::kernel::nft::NftError;
 use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux};
@@ -92,6 +93,7 @@ impl Kernel for Recording<'_> {
     }
 
     fn apply(&self, step: &Step) -> Result<(), KernelError> {
+        fault::step();
         match step {
             Step::SetSysctl { path, .. } => {
                 let value = Sysctl::at(path).read().ok();

@@ -70,6 +70,15 @@ pub struct Meta {
     pub proved: usize,
 }
 
+impl Meta {
+    /// Of a generation whose own cannot be read.
+    pub(crate) fn unknown(number: Number) -> Self {
+        let (version, by, hash, digest) = Default::default();
+        let (parent, time, boot, services, edges, exposures, proved) = Default::default();
+        Self { number, parent, time, version, boot, by, hash, digest, services, edges, exposures, proved }
+    }
+}
+
 /// A generation to be written.
 #[derive(Debug)]
 pub struct Record<'a, R> {
@@ -84,7 +93,7 @@ pub struct Record<'a, R> {
 }
 
 const DIRECTORY: &str = "generations";
-const CURRENT: &str = "current";
+pub(crate) const CURRENT: &str = "current";
 const POLICY: &str = "policy.json";
 const META: &str = "meta.json";
 
@@ -150,6 +159,16 @@ impl From<Kept> for Source {
     }
 }
 
+/// What the link to the one in force says.
+pub(crate) fn target_of(number: Number) -> PathBuf {
+    Path::new(DIRECTORY).join(number.to_string())
+}
+
+/// Whether a file with this path is part of one.
+pub(super) fn is_of_one(path: &Path) -> bool {
+    path.parent().and_then(Path::parent).is_some_and(|all| all.ends_with(DIRECTORY))
+}
+
 /// The digest of these texts: equal for equal sets of files, whatever they are called.
 pub fn digest(sources: &[Source]) -> String {
     let of_one = |source: &Source| {
@@ -183,6 +202,18 @@ impl Store {
         }
     }
 
+    /// The same where a link to what is not there is to be replaced: it names none.
+    ///
+    /// # Errors
+    ///
+    /// When the link cannot be read.
+    pub fn current_unless_lost(&self) -> Result<Option<Number>, StoreError> {
+        match self.current() {
+            Err(StoreError::Lost { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
     /// Says which generation is in force; `None` after `down`.
     ///
     /// # Errors
@@ -197,7 +228,7 @@ impl Store {
                 let temporary = self.directory.join("current.tmp");
                 remove_if_there(&temporary)?;
                 fault::point()?;
-                symlink(Path::new(DIRECTORY).join(number.to_string()), &temporary)?;
+                symlink(target_of(number), &temporary)?;
                 fault::point()?;
                 fs::rename(&temporary, &path)
             }

@@ -15,7 +15,7 @@ use super::{Number, Store, StoreError};
 use crate::session::Session;
 use crate::{clock, fault};
 
-const PENDING: &str = "pending.json";
+pub(super) const PENDING: &str = "pending.json";
 
 /// What waits, and what comes back without a word.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -12,6 +14,9 @@ use crate::common::{in_root_sandbox, in_sandbox, ip, nft_here};
 use crate::shell::Shell;
 
 const HEAD: &str = "schema = 1\n[network]\nname = \"node\"\nipv6 = false\n";
+/// Two services that know each other.
+const PAIR: &str =
+    "[service.a]\nports = { http = \"tcp:80\" }\nconnect.b = [\"http\"]\n[service.b]\nports = { http = \"tcp:80\" }\n";
 const APPLY: &str = "apply -f policy.toml --state state";
 
 /// A test for each row, and the list of them.
@@ -53,7 +58,7 @@ rows! {
         shell.case("ok-down", "down -f policy.toml --state state");
     };
     row_043_somebody_else_s_namespace = 43 in in_sandbox: |shell| {
-        write(&format!("{HEAD}[service.a]\nports = {{ http = \"tcp:80\" }}\nconnect.b = [\"http\"]\n[service.b]\nports = {{ http = \"tcp:80\" }}\n"));
+        write(&format!("{HEAD}{PAIR}"));
         ip("netns add node-a");
         shell.case("policy.toml", APPLY);
         ip("netns del node-a");
@@ -102,15 +107,89 @@ rows! {
         drop(lock);
         shell.case("ok-down", "down -f policy.toml --state state");
     };
+    row_100_another_generation = 100 in in_sandbox: |shell| {
+        shell.case("ok-policy.toml", APPLY);
+        let planned = fs::read_link("state/node/current").unwrap();
+        assert!(planned.ends_with("generations/1"));
+        write(&format!("{HEAD}{PAIR}"));
+        assert!(shell.nsctl(APPLY).output().unwrap().status.success());
+        write(&format!("{HEAD}{PAIR}# more\n"));
+        shell.case("policy.toml", "apply --against 1 -f policy.toml --state state");
+        assert!(Path::new("/run/netns/node-b").exists(), "nothing was changed");
+        write(&format!("{HEAD}{PAIR}"));
+        shell.case("ok-policy.toml", APPLY);
+    };
+    row_101_not_confirmed = 101 in in_sandbox: |shell| {
+        shell.case("ok-policy.toml", APPLY);
+        write(&format!("{HEAD}{PAIR}"));
+        assert!(shell.nsctl("apply --confirm 5m -f policy.toml --state state").output().unwrap().status.success());
+        write(HEAD);
+        shell.hide_number_after("confirmed, for ");
+        shell.case("policy.toml", APPLY);
+        assert!(Path::new("/run/netns/node-b").exists(), "nothing was changed");
+        // The process that waits sees that nothing waits any more, and ends.
+        assert!(shell.nsctl("rollback --network node --state state").output().unwrap().status.success());
+        shell.case("ok-policy.toml", APPLY);
+        no_process_waits();
+    };
     row_102_disk_full = 102 in in_sandbox: |shell| {
         fs::create_dir("state").unwrap();
-        mount(Some("state"), "state", Some("tmpfs"), MsFlags::empty(), Some("size=4k,mode=0700")).unwrap();
-        fs::write("state/filler", [0; 4096]).unwrap();
+        mount(Some("state"), "state", Some("tmpfs"), MsFlags::empty(), Some("size=256k,mode=0700")).unwrap();
+        assert!(fs::write("state/filler", vec![0; 1 << 20]).is_err(), "it is full");
         shell.case("policy.toml", APPLY);
         assert!(!Path::new("/run/netns/node+fabric").exists(), "nothing was applied");
         fs::remove_file("state/filler").unwrap();
         shell.case("ok-policy.toml", APPLY);
     };
+    row_103_still_running = 103 in in_sandbox: |shell| {
+        write(&format!("{HEAD}{PAIR}"));
+        assert!(shell.nsctl(APPLY).output().unwrap().status.success());
+        let mut inside = Command::new("ip").args(["netns", "exec", "node-b", "sleep", "1000"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let name = format!("/proc/{}/comm", inside.id());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while fs::read_to_string(&name).unwrap().trim() != "sleep" && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        write(HEAD);
+        shell.hide(&format!("pid {}", inside.id()), "pid [PID]");
+        shell.case("policy.toml", APPLY);
+        shell.case("policy.toml", "down -f policy.toml --state state");
+        assert!(inside.try_wait().unwrap().is_none(), "nobody is ended unasked");
+        let ended = std::thread::spawn(move || inside.wait());
+        shell.case("ok-stop", "apply --stop -f policy.toml --state state");
+        ended.join().unwrap().unwrap();
+    };
+    row_104_clock = 104 in in_sandbox: |shell| {
+        shell.case("ok-policy.toml", APPLY);
+        write(&format!("{HEAD}{PAIR}"));
+        assert!(shell.nsctl("apply --confirm 5m -f policy.toml --state state").output().unwrap().status.success());
+        // As by a clock that went back by decades after the first, and on by a century during the second.
+        for (generation, time) in [(1, 4_102_444_800_u64), (2, 0)] {
+            let path = format!("state/node/generations/{generation}/meta.json");
+            let mut meta: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            meta["time"] = time.into();
+            fs::write(path, meta.to_string()).unwrap();
+        }
+        shell.case("ok-it-waits", "generations --state state");
+        assert!(shell.nsctl("confirm --network node --state state").output().unwrap().status.success());
+        shell.case("ok-it-stays", "generations --state state");
+        no_process_waits();
+    };
+}
+
+/// What `apply --confirm` has started ends when nothing waits any more.
+fn no_process_waits() {
+    let here = fs::read_link("/proc/self/ns/mnt").unwrap();
+    let holds = |pid: &str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let is_here = fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|there| there == here);
+        is_here && line.split(|byte| *byte == 0).any(|word| word == b"hold")
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fs::read_dir("/proc").unwrap().any(|entry| entry.is_ok_and(|e| e.file_name().to_str().is_some_and(holds))) {
+        assert!(Instant::now() < deadline, "it waits for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The same as rows 4, 6 and 7 of `built`, where it counts.

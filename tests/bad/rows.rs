@@ -125,10 +125,6 @@ pub const LATER: &[(u16, &str)] = &[
     (76, "nothing is served on a port of the machine yet, so nobody is in its way"),
     (86, "there are no tunnels yet; two exposures on one port are row 75"),
     (88, "there are no QR codes yet"),
-    (100, "there are no generations yet: apply plans anew under its lock"),
-    (101, "there are no generations yet, so nothing waits for a confirmation"),
-    (103, "apply does not ask yet whether a service that it removes still runs"),
-    (104, "there are no confirmations yet, and so no clock"),
 ];
 
 /// What is bad in that row.

@@ -49,12 +49,13 @@ pub struct Shell {
     directory: PathBuf,
     shown: String,
     hidden: Option<(String, String)>,
+    uncounted: Option<&'static str>,
 }
 
 impl Shell {
     /// In `directory`.
     pub fn new(row: u16, directory: &Path) -> Self {
-        Self { row, directory: directory.to_owned(), shown: String::new(), hidden: None }
+        Self { row, directory: directory.to_owned(), shown: String::new(), hidden: None, uncounted: None }
     }
 
     /// The command, to be run by whoever owns this repository, be it root or not.
@@ -63,12 +64,19 @@ impl Shell {
         let owner = fs::metadata(HERE).unwrap().uid();
         command.args(arguments.split_whitespace()).current_dir(&self.directory).stdin(Stdio::null());
         command.env("LC_ALL", "C").env("SUDO_UID", owner.to_string());
+        // Who it is and whence they came is told in records, and decides whether a change waits.
+        command.env_remove("SUDO_USER").env_remove("SSH_CONNECTION");
         command
     }
 
     /// Shows `other` for what differs from run to run.
     pub fn hide(&mut self, text: &str, other: &str) {
         self.hidden = Some((text.to_owned(), other.to_owned()));
+    }
+
+    /// Shows `[N]` for the number after these words.
+    pub fn hide_number_after(&mut self, words: &'static str) {
+        self.uncounted = Some(words);
     }
 
     /// Runs a case for a person and for a program; both must say what the row says, or nothing for a control.
@@ -133,6 +141,7 @@ impl Shell {
         let root = fs::canonicalize(&self.directory).unwrap();
         let (hidden, other) = self.hidden.unwrap_or_default();
         let shown = if hidden.is_empty() { self.shown } else { self.shown.replace(&hidden, &other) };
+        let shown = self.uncounted.map_or(shown.clone(), |words| without_number(&shown, words));
         let shown = shown.replace(root.to_str().unwrap(), "[HERE]");
         let golden = directory_of(self.row).expect("a directory for its golden file").join("golden.txt");
         if std::env::var_os("NSCTL_UPDATE").is_some() {
@@ -144,6 +153,13 @@ impl Shell {
         }
         assert_eq!(shown.lines().count(), expected.lines().count(), "{}:\n{shown}", golden.display());
     }
+}
+
+fn without_number(shown: &str, words: &str) -> String {
+    let (first, rest) = shown.split_once(words).expect("a number is shown");
+    let rest =
+        rest.split(words).map(|rest| format!("{words}[N]{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())));
+    first.to_owned() + &rest.collect::<String>()
 }
 
 fn answer(output: &Output) -> Value {

@@ -48,8 +48,25 @@ pub enum Command {
         /// Make the generation in force so again, whatever the files say by now; where there is none, the files.
         #[arg(long, conflicts_with_all = ["renumber", "against", "confirm", "no_confirm", "stop"])]
         boot: bool,
+        /// That of this network; default: the policy's, else the only one that is known.
+        #[arg(long, value_name = "NAME", requires = "boot")]
+        network: Option<NetworkName>,
         #[command(flatten)]
         change: Change,
+    },
+    /// Seals the state (generations, addresses, keys) into a file, with a passphrase.
+    #[cfg(feature = "backup")]
+    Backup {
+        /// The file.
+        file: PathBuf,
+        /// Of this network alone; default: of all.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+        /// Replace a file that is there.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        passphrase: Sealing,
     },
     /// Parses the policy and checks its invariants and tests; needs no privilege.
     Check,
@@ -251,6 +268,17 @@ pub enum Command {
         #[command(flatten)]
         change: Change,
     },
+    /// Puts the state that a backup holds into the state directory; `nsctl apply --boot` makes it so.
+    #[cfg(feature = "backup")]
+    Restore {
+        /// The file.
+        file: PathBuf,
+        /// Set state that is there aside, and do it while the network is up.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        passphrase: Sealing,
+    },
     /// Puts an earlier generation into force again.
     Rollback {
         /// Its number; default: the one before that which is in force, or waits to be confirmed.
@@ -323,6 +351,15 @@ pub enum Command {
         #[arg(value_name = "TO:PORT")]
         to: String,
     },
+}
+
+/// Where the passphrase of a backup comes from.
+#[cfg(feature = "backup")]
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Sealing {
+    /// Read the passphrase from this open file descriptor, up to the end of its first line; default: the terminal.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16))]
+    pub passphrase_fd: Option<u16>,
 }
 
 /// How a change is made.

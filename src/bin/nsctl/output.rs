@@ -16,6 +16,7 @@ use nsctl::own::OwnError;
 use nsctl::policy::{Editable, Found, ReadError};
 use nsctl::report::StepError;
 use nsctl::rewrite::RewriteError;
+use nsctl::store::StoreError;
 use serde::Serialize;
 use serde_json::json;
 
@@ -241,11 +242,14 @@ fn plain(code: &str, file: Option<&Path>, message: String, help: Option<String>)
 fn code(error: &Error) -> &'static str {
     match error {
         Error::Address(e) => e.code(),
+        #[cfg(feature = "backup")]
+        Error::Backup(e) => e.code(),
         Error::Demo { .. } | Error::Verify(_) => "E0913",
         Error::Moved { .. } => "E0904",
         Error::Waits { .. } | Error::WentBack { .. } => "E0905",
         Error::Occupied { .. } => "E0907",
-        Error::NoParent => "E0917",
+        Error::NoParent | Error::NoWayBack => "E0917",
+        Error::Unrecorded { .. } => "E0922",
         Error::NothingWaits | Error::NotWhole { .. } | Error::SameSession { .. } => "E0919",
         Error::Narrows { .. } => "E0920",
         Error::Hold { .. } => "E0921",
@@ -274,6 +278,8 @@ fn code(error: &Error) -> &'static str {
 fn help(error: &Error) -> Option<String> {
     match error {
         Error::Address(e) => Some(e.help().to_owned()),
+        #[cfg(feature = "backup")]
+        Error::Backup(e) => Some(e.help()),
         Error::Foreign { netns } => Some(format!("remove it (`ip netns del {netns}`), or give [network] another name")),
         Error::ForeignLink { link } => {
             Some(format!("rename it (`ip link set {link} name NAME`), or give [network] another name"))
@@ -315,6 +321,15 @@ fn help(error: &Error) -> Option<String> {
         Error::NothingWaits => Some("`nsctl generations` tells what is in force".into()),
         Error::NotWhole { .. } => Some("`nsctl rollback` goes back at once; then apply again".into()),
         Error::SameSession { .. } => Some("open another one, and run `nsctl confirm` there".into()),
+        Error::NoWayBack => Some(
+            "nothing was changed: what is up would be taken down; `nsctl apply --no-confirm` makes the first".into(),
+        ),
+        Error::Unrecorded { source: StoreError::Io { source, .. } } if is_full(source) => {
+            Some("it is done; make room, then run the same command again".into())
+        }
+        Error::Unrecorded { .. } => {
+            Some("it is done; see that root can write the state directory, then run the same command again".into())
+        }
         Error::NoParent => Some("`nsctl generations` tells which are kept".into()),
         Error::Narrows { .. } => {
             Some("nothing was changed: apply with --confirm 2m, so that it comes back if you do not".into())
@@ -334,16 +349,31 @@ fn help(error: &Error) -> Option<String> {
     }
 }
 
+/// Whether there was no room. The system's own answer may be the cause of one of ours.
+fn is_full(error: &io::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return true;
+        }
+        // An `io::Error` that wraps another error tells of that one's causes, and not of itself.
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
 /// What to do about a step that failed, by its cause.
 fn cure(error: &StepError) -> &'static str {
     match &error.source {
         KernelError::Nft(NftError::GenerationChanged) => {
             "another program keeps changing the rules there: stop it, then run the same command again"
         }
+        KernelError::File { source, .. } if is_full(source) => "make room, then run the same command again to finish",
         KernelError::File { source, .. } => match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                "make room, then run the same command again to finish"
-            }
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
                 "let nsctl write there, then run the same command again to finish"
             }

@@ -43,8 +43,8 @@ pub fn apply(args: &Args, nsctl: &Orchestrator, against: Option<Number>, change:
 }
 
 /// At boot: what was in force, whatever was written since.
-pub fn boot(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
-    let network = nsctl.recorded_network(None)?;
+pub fn boot(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>) -> Result<ExitCode, Error> {
+    let network = nsctl.recorded_network(network)?;
     let applied = match nsctl.restore(&network)? {
         Some(applied) => applied,
         None => nsctl.apply()?,

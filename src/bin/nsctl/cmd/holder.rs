@@ -4,7 +4,6 @@
 #![allow(clippy::disallowed_methods, reason = "the process that is started is nsctl itself")]
 
 use std::io;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -20,7 +19,8 @@ pub fn start(state: &Path, network: &NetworkName, pending: &Pending) -> io::Resu
         return Ok(());
     }
     let mut alone = Command::new(&program);
-    alone.args(arguments(&state, network)).process_group(0).current_dir("/");
+    // In the process group of this one: the leader of a group cannot begin a session (setsid(2)), and it does.
+    alone.args(arguments(&state, network)).current_dir("/");
     alone.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // Nobody waits for it: it outlives this process, and whoever adopts it reaps it.
     alone.spawn().map(drop)

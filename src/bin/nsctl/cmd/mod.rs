@@ -1,6 +1,8 @@
 //! One file a verb, or a few that belong together.
 
 mod apply;
+#[cfg(feature = "backup")]
+mod backup;
 mod completions;
 #[cfg(feature = "daemon")]
 mod daemon;
@@ -17,6 +19,8 @@ mod grant;
 mod graph;
 mod holder;
 mod man;
+#[cfg(feature = "backup")]
+mod passphrase;
 mod plan;
 mod prove;
 mod reach;
@@ -38,9 +42,13 @@ use crate::output;
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     may(&args.command)?;
     match &args.command {
-        Command::Apply { boot: true, .. } => apply::boot(args, &orchestrator(args, false)),
-        Command::Apply { renumber, against, change, boot: false } => {
+        Command::Apply { boot: true, network, .. } => apply::boot(args, &orchestrator(args, false), network.as_ref()),
+        Command::Apply { renumber, against, change, boot: false, .. } => {
             apply::apply(args, &orchestrator(args, *renumber), *against, *change)
+        }
+        #[cfg(feature = "backup")]
+        Command::Backup { file, network, force, passphrase } => {
+            backup::backup(args, &orchestrator(args, false), (file, network.as_ref()), *force, passphrase.passphrase_fd)
         }
         Command::Check => check(args),
         Command::Completions { shell } => Ok(completions::completions(*shell)),
@@ -89,6 +97,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         }
         #[cfg(feature = "daemon")]
         Command::Reload { change } => daemon::reload(args, &orchestrator(args, false), *change),
+        #[cfg(feature = "backup")]
+        Command::Restore { file, force, passphrase } => {
+            backup::restore(args, &orchestrator(args, false), file, *force, passphrase.passphrase_fd)
+        }
         Command::Rollback { to, network, change } => {
             generations::rollback(args, &orchestrator(args, false), network.as_ref(), *to, *change)
         }
@@ -136,6 +148,8 @@ fn may(command: &Command) -> Result<(), Error> {
         Command::Why { live: true, .. } => "why --live",
         #[cfg(feature = "daemon")]
         Command::Reload { .. } => return Ok(()),
+        #[cfg(feature = "backup")]
+        Command::Backup { .. } | Command::Restore { .. } => return Ok(()),
         Command::Check
         | Command::Completions { .. }
         | Command::Demo
