@@ -40,7 +40,7 @@ use crate::own;
 use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::report::Report;
 use crate::status::Status;
-use crate::store::{self, Number, Pending, Store, StoreError};
+use crate::store::{Number, Pending, Store, StoreError};
 
 pub use down::Removed;
 pub use error::{Error, Occupied};
@@ -348,6 +348,33 @@ impl Orchestrator {
         Ok(status)
     }
 
+    /// The policy in force, as far as the caller may read the record; else that of the files.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::check`].
+    pub fn in_force_or_files(&self) -> Result<Checked, Error> {
+        let kept = || {
+            let store = self.store(&self.recorded_network(None).ok()?);
+            history::kept(&store, store.current().ok()??).ok()
+        };
+        kept().map_or_else(|| self.check(), Ok)
+    }
+
+    /// Whether the files mean what is in force; `true` too where nothing is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::check`]; when the record cannot be read.
+    pub fn files_are_in_force(&self) -> Result<bool, Error> {
+        let graph = self.check()?.graph;
+        let store = self.store(&graph.network().name);
+        Ok(match store.current()? {
+            Some(number) => store.meta(number)?.hash == graph.hash(),
+            None => true,
+        })
+    }
+
     /// The kernel beside the generation in force; beside the files where none is.
     ///
     /// # Errors
@@ -363,16 +390,14 @@ impl Orchestrator {
             },
         };
         let (number, pending) = self.in_force_now(&network)?;
-        let now = match &files {
-            Ok(checked) => Ok(store::digest(&checked.sources)),
-            Err(_) => Err(()),
-        };
+        // What they mean, not how they are written.
+        let now = files.as_ref().map(|checked| checked.graph.hash()).map_err(|_| ());
         let planned = match number {
             Some(number) => self.look_at(number, &network)?,
             None => self.looked(files?)?,
         };
         let files = number.map(|_| match now {
-            Ok(now) if now == store::digest(&planned.checked.sources) => "the same",
+            Ok(now) if now == planned.checked.graph.hash() => "the same",
             Ok(_) => "changed",
             Err(()) => "refused",
         });

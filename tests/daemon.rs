@@ -233,7 +233,7 @@ fn files_are_taken_on_request_and_not_by_surprise() {
         daemon.wait_for("in force");
         assert!(daemon.stop());
         let (code, said) = nsctl(&["reload"]);
-        assert!(code == Some(1) && said.contains("E0924"), "{said}");
+        assert!(code == Some(1) && said.contains("E0928"), "{said}");
     });
 }
 
@@ -277,7 +277,7 @@ fn a_second_daemon_is_told_that_there_is_one() {
         let state = network.nsctl.options().state.clone();
         let second = Command::new(env!("CARGO_BIN_EXE_nsctl")).args(["daemon", "--state"]).arg(state).output().unwrap();
         let said = String::from_utf8_lossy(&second.stderr);
-        assert!(!second.status.success() && said.contains("E0924: another daemon listens"), "{said}");
+        assert!(!second.status.success() && said.contains("E0928: another daemon listens"), "{said}");
     });
 }
 
@@ -316,7 +316,7 @@ fn only_root_is_answered() {
             line
         };
         assert!(ask(b"{\"verb\":\"status\"}\n").contains("\"node\""), "the control: root is");
-        assert!(ask(b"what?\n").contains("E0924"));
+        assert!(ask(b"what?\n").contains("E0928"));
         let mut long = vec![b' '; 1 << 20];
         long.push(b'\n');
         assert!(!ask(&long).contains("node"), "a question has an end");

@@ -140,6 +140,6 @@ async fn serve(stream: UnixStream, changes: mpsc::Sender<Asked>, shared: Shared)
 
 fn failure(message: &str) -> serde_json::Value {
     json!({ "errors": [{
-        "code": "E0924", "file": null, "line": null, "column": null, "message": message, "help": null,
+        "code": "E0928", "file": null, "line": null, "column": null, "message": message, "help": null,
     }] })
 }

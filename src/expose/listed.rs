@@ -22,14 +22,15 @@ pub struct Listed {
     pub port: String,
     /// Who may: prefixes, peers, `everybody`.
     pub who: Vec<String>,
-    /// `open`, `not served`.
+    /// `open`, `off`, `not served`, `needs the daemon`, `relay: ready`, `relay: backing off: WHY`.
     pub state: String,
     /// Where it is written.
     pub at: Location,
 }
 
-/// Every way in of a policy, on a machine with these addresses.
-pub fn listed(graph: &AllowGraph, machine: &[IpAddr]) -> Vec<Listed> {
+/// Every way in that a policy writes, on a machine with these addresses; `relay` is how the relay is, where the daemon
+/// tells.
+pub fn listed(graph: &AllowGraph, machine: &[IpAddr], relay: Option<&str>) -> Vec<Listed> {
     let one = |exposure: &Exposure| Listed {
         way: exposure.way.word(),
         outside: outside(graph, machine, &exposure.way),
@@ -37,10 +38,18 @@ pub fn listed(graph: &AllowGraph, machine: &[IpAddr]) -> Vec<Listed> {
         service: exposure.service.to_string(),
         port: exposure.port_name.to_string(),
         who: who(graph, &exposure.way),
-        state: exposure_state(&exposure.way).to_owned(),
+        state: state(graph, &exposure.way, relay),
         at: exposure.at.clone(),
     };
-    graph.exposures().iter().map(one).collect()
+    graph.written_exposures().iter().map(one).collect()
+}
+
+fn state(graph: &AllowGraph, way: &Way, relay: Option<&str>) -> String {
+    match relay {
+        _ if graph.exposes_nothing() => "off".into(),
+        Some(relay) if way.relay().is_some() => format!("relay: {relay}"),
+        _ => exposure_state(way).to_owned(),
+    }
 }
 
 fn outside(graph: &AllowGraph, machine: &[IpAddr], way: &Way) -> Vec<String> {

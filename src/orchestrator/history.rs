@@ -3,6 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use netns_policy::diagnostic::Source;
 use netns_policy::difference::{Difference, differences};
 use netns_policy::graph::AllowGraph;
 use netns_policy::name::NetworkName;
@@ -159,6 +160,32 @@ impl Orchestrator {
         };
         store.note(Event::RolledBack, Some(to)).map_err(|source| Error::Unrecorded { source })?;
         Ok(applied)
+    }
+
+    /// Closes every way in from outside, as a generation of its own that differs from the one in force in nothing else:
+    /// whatever the policy's files say by now, and whether they can be read. Of a generation that waits to be confirmed, the
+    /// one before it is taken. `None` where none is in force.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::apply_with`].
+    pub fn close_all(&self, network: &NetworkName) -> Result<Option<Applied>, Error> {
+        let store = self.store(network);
+        let _guard = store.lock()?;
+        let pending = store.pending()?;
+        let waits = pending.as_ref().and_then(|pending| pending.back);
+        let Some(number) = waits.or(store.current()?) else { return Ok(None) };
+        let mut sources = store.sources(number)?;
+        if !Checked::of(sources.clone())?.graph.exposes_nothing() {
+            let words = "# nsctl expose --all off\nschema = 1\n[expose]\nall = \"off\"\n";
+            sources.push(Source::toml("(nsctl expose --all off)", words));
+        }
+        let how = How { running: Running::Leave, ..How::default() };
+        let applied = self.enforce(Checked::of(sources)?, &store, &how, Goal::Read)?;
+        if pending.is_some() {
+            store.forget_pending()?;
+        }
+        Ok(Some(applied))
     }
 
     /// Makes the generation in force so again, whatever the policy's files say by now: after the machine was started, and

@@ -254,7 +254,7 @@ fn code(error: &Error) -> &'static str {
         Error::Narrows { .. } => "E0920",
         Error::Hold { .. } => "E0921",
         #[cfg(feature = "daemon")]
-        Error::Daemon(_) => "E0924",
+        Error::Daemon(_) => "E0928",
         Error::Foreign { .. } | Error::ForeignLink { .. } => "E0218",
         Error::Kernel(_) | Error::Spoiled { .. } | Error::Step { .. } | Error::Unfinished { .. } => "E0908",
         Error::NoNetwork { .. } => "E0909",

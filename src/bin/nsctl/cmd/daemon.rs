@@ -29,7 +29,7 @@ pub fn daemon(
     match daemon::run(nsctl, settings) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            output::talk(format_args!("E0924: {}", output::chain(&error)));
+            output::talk(format_args!("E0928: {}", output::chain(&error)));
             Ok(ExitCode::FAILURE)
         }
     }

@@ -30,8 +30,42 @@ pub fn handover(relay: bool, proxy: bool) -> Option<Handover> {
 
 /// `--all off` and `--all on`.
 pub fn switch(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>, switch: Switch) -> Result<ExitCode, Error> {
-    let changed = expose::switch(nsctl.options(), asked.into.as_deref(), switch == Switch::Off, asked.dry_run)?;
-    carry_out(args, nsctl, asked, changed)
+    let is_off = switch == Switch::Off;
+    let write = || expose::switch(nsctl.options(), asked.into.as_deref(), is_off, asked.dry_run);
+    if !is_off || asked.dry_run {
+        refuse_surprises(nsctl, asked)?;
+        return carry_out(args, nsctl, asked, write()?);
+    }
+    // First in the kernel, from the record: a policy file that somebody has left half-edited must not keep a door open.
+    let closed = match nsctl.recorded_network(None) {
+        Ok(network) => nsctl.close_all(&network)?,
+        Err(_) => None,
+    };
+    let Some(closed) = closed else { return carry_out(args, nsctl, asked, write()?) };
+    match write() {
+        Ok(changed) => {
+            report(args, asked, &changed, changed.written.is_some(), Some(&closed));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            output::talk("every way in is closed, but that could not be written down: the next apply opens them again");
+            Err(error)
+        }
+    }
+}
+
+/// What other changes the files hold is not to come into force by the way.
+fn refuse_surprises(nsctl: &Orchestrator, asked: &Asked<'_>) -> Result<(), Error> {
+    // Files that are refused are told of by whoever reads them next.
+    if asked.dry_run || nsctl.files_are_in_force().unwrap_or(true) {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        message: "the policy's files hold other changes, which are not in force yet".into(),
+        help: Some(
+            "`nsctl plan` shows them: apply them first. `nsctl expose --all off` closes everything at once".into(),
+        ),
+    })
 }
 
 pub fn expose(
@@ -49,6 +83,7 @@ pub fn expose(
     let Some((side, spot)) = sides.into_iter().find_map(|(side, spot)| Some((side, spot?.clone()))) else {
         return Err(Error::Usage { message: "no way in is named".into(), help: Some("--lan or --port".into()) });
     };
+    refuse_surprises(nsctl, asked)?;
     let opening = Opening { service: asked.service.to_owned(), side, outside: spot.outside, port: spot.port, relay };
     let changed = expose::open(nsctl.options(), asked.into.as_deref(), &opening, asked.dry_run)?;
     carry_out(args, nsctl, asked, changed)
@@ -70,6 +105,7 @@ pub fn unexpose(
         (_, _, true) => Which::All,
         (None, None, false) => Which::Only,
     };
+    refuse_surprises(nsctl, asked)?;
     let closing = Closing { service: asked.service.to_owned(), which };
     let changed = expose::close(nsctl.options(), asked.into.as_deref(), &closing, asked.dry_run)?;
     carry_out(args, nsctl, asked, changed)
@@ -82,9 +118,14 @@ fn carry_out(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>, mut changed: 
     // What is so in the file already is made so too: an apply may have been forgotten.
     let is_due = !asked.dry_run && changed.is_heard;
     let applied = if is_due { Some(applied(args, nsctl, &changed, written)?) } else { None };
+    report(args, asked, &changed, is_written, applied.as_ref());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(args: &Args, asked: &Asked<'_>, changed: &Changed, is_written: bool, applied: Option<&Applied>) {
     if args.json {
         let ways = |ways: &[Entrance]| ways.iter().map(as_json).collect::<Vec<_>>();
-        let done = applied.iter().flat_map(|applied| &applied.report.done).map(ToString::to_string);
+        let done = applied.into_iter().flat_map(|applied| &applied.report.done).map(ToString::to_string);
         let left = changed.left.iter().map(|(way, at)| {
             let mut way = as_json(way);
             way["file"] = json!(at.file);
@@ -96,12 +137,11 @@ fn carry_out(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>, mut changed: 
             "opened": ways(&changed.opened), "closed": ways(&changed.closed), "left": left.collect::<Vec<_>>(),
             "done": done.collect::<Vec<_>>(),
             "warnings": output::warnings_json(&changed.warnings, &[]),
-            "notes": applied.iter().flat_map(super::apply::notes).collect::<Vec<_>>(),
+            "notes": applied.into_iter().flat_map(super::apply::notes).collect::<Vec<_>>(),
         }));
-        return Ok(ExitCode::SUCCESS);
+        return;
     }
-    tell(&changed, asked.dry_run, is_written, applied.as_ref());
-    Ok(ExitCode::SUCCESS)
+    tell(changed, asked.dry_run, is_written, applied);
 }
 
 fn applied(

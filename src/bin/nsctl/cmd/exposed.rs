@@ -11,8 +11,9 @@ use crate::args::Args;
 use crate::output;
 
 pub fn exposed(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
-    let checked = nsctl.check()?;
-    let ways = listed(&checked.graph, &machine_addresses(&checked.graph));
+    let checked = nsctl.in_force_or_files()?;
+    let relay = super::relay_in_words(nsctl, checked.graph.network().name.as_str());
+    let ways = listed(&checked.graph, &machine_addresses(&checked.graph), relay.as_deref());
     if args.json {
         output::answer(&json!({ "exposures": ways.iter().map(as_json).collect::<Vec<_>>() }));
         return Ok(ExitCode::SUCCESS);

@@ -178,6 +178,25 @@ fn may(command: &Command) -> Result<(), Error> {
     }
 }
 
+/// How the relay of a network is, where a daemon answers.
+#[cfg(feature = "daemon")]
+fn relay_in_words(nsctl: &Orchestrator, network: &str) -> Option<String> {
+    use nsctl::daemon::{Request, ask};
+    let answer = ask(&nsctl.options().run, &Request::Status, std::time::Duration::from_secs(5)).ok()?;
+    let workers = answer["networks"][network]["workers"].as_array()?;
+    let relay = workers.iter().find(|worker| worker["kind"] == "relay")?;
+    let phase = relay["phase"].as_str()?.replace('-', " ");
+    match relay["why"].as_str().filter(|_| phase == "backing off") {
+        Some(why) => Some(format!("{phase}: {why}")),
+        None => Some(phase),
+    }
+}
+
+#[cfg(not(feature = "daemon"))]
+fn relay_in_words(_: &Orchestrator, _: &str) -> Option<String> {
+    None
+}
+
 fn orchestrator(args: &Args, renumber: bool) -> Orchestrator {
     let options = Options { policy: args.policy.clone(), state: args.state.clone(), renumber, ..Options::default() };
     Orchestrator::new(options)

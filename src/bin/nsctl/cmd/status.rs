@@ -59,11 +59,16 @@ pub fn status(args: &Args, nsctl: &Orchestrator) -> Result<ExitCode, Error> {
     for outbound in &status.outbound {
         output::line(format_args!("{:<24} {}", outbound.from, outbound.to.join(", ")));
     }
+    let relay = super::relay_in_words(nsctl, &status.network);
     if !status.exposures.is_empty() {
         output::line(format_args!("\n{:<24} {:<32} {}", "EXPOSED BY", "SERVICE", "STATE"));
         for exposure in &status.exposures {
             let target = format!("{}:{}", exposure.service, exposure.port);
-            output::line(format_args!("{:<24} {target:<32} {}", exposure.way, exposure.state));
+            let state = match (exposure.state, &relay) {
+                ("needs the daemon", Some(relay)) => format!("relay: {relay}"),
+                (state, _) => state.to_owned(),
+            };
+            output::line(format_args!("{:<24} {target:<32} {state}", exposure.way));
         }
     }
     if !status.asks.is_empty() {
