@@ -228,7 +228,7 @@ impl<'s> Draw<'s> {
     fn call(&mut self) -> Option<Flow> {
         let exposed = self.scene.graph.exposures().iter().filter(|exposure| exposure.way.is_on_host());
         let exposed: Vec<_> = exposed.collect();
-        if exposed.is_empty() || !self.dice.chance(50) {
+        if exposed.is_empty() || !self.dice.chance(30) {
             return None;
         }
         let exposure = exposed[self.dice.below(exposed.len())];

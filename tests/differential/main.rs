@@ -39,7 +39,7 @@ const SEED: u64 = 0x6e73_6374_6c00_0001;
 const SECONDS: u64 = 10;
 
 /// So many scenes are played however slow the machine is: in these every kind of [`ABLE`] arrives.
-const SCENES: u64 = 16;
+const SCENES: u64 = 22;
 
 /// So many are enough for that whatever the seed.
 const MANY_SCENES: u64 = 60;
