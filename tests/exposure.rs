@@ -180,6 +180,13 @@ fn datagrams_come_in_and_are_answered_and_unasked_ones_do_not_go_out() {
         let world = &World::new();
         world.settle();
         apply(world, LAN, "");
+        for host in HOST {
+            let client = datagram_socket(&world.router, any_like(host));
+            client.connect(at(host, 5300)).unwrap();
+            client.send(b"question").unwrap();
+            let refused = client.recv(&mut [0; 16]).unwrap_err().kind();
+            assert_eq!(refused, ErrorKind::ConnectionRefused, "a closed port says so at {host}");
+        }
         let server = datagram_socket(&world.service("rtl"), "[::]:5353");
         for (host, neighbour) in HOST.into_iter().zip(NEIGHBOUR) {
             let client = datagram_socket(&world.router, any_like(host));

@@ -14,6 +14,7 @@ const POLICY: &str = r#"
 schema = 1
 [network]
 name = "p"
+lan = ["192.168.7.0/24"]
 [service.db]
 ports = { sql = "tcp:5432", time = "udp:123" }
 [service.web]
@@ -22,6 +23,7 @@ outbound = "direct"
 dns = "direct"
 connect.db = ["sql", "time"]
 limits = { flows = 100, new_per_second = 50 }
+expose.lan = { ports = { "8080" = "http" } }
 [service.tor]
 role = "tor"
 outbound = "direct"
@@ -36,13 +38,17 @@ accepts = { backup = { port = "tcp:8000", from = ["web"] } }
 "#;
 
 /// Somebody else's change in a namespace, as arguments of nft(8), and a word that the refutation says.
-const CHANGES: [(&str, &str, &str); 11] = [
+const CHANGES: [(&str, &str, &str); 15] = [
     ("db", "insert rule inet nsctl input udp dport 7 accept", "the lock of db at input"),
     ("db", "add element inet nsctl in4 { 10.231.0.9 . tcp . 22 }", "the lock of db at input"),
     ("web", "insert rule inet nsctl output accept", "the lock of web at output"),
     ("uplink", "insert rule inet nsctl forward accept", "the gateway uplink at forward"),
     ("uplink", "flush chain inet nsctl leaving", "the gateway uplink at postrouting"),
     ("host", "flush chain inet nsctl-p from_leg", "the table on the host at forward"),
+    ("host", "flush chain inet nsctl-p to_gateway", "the table on the host at prerouting"),
+    ("host", "add element inet nsctl-p ports4 { 10.0.0.0/16 . tcp . 8080 }", "the table on the host at prerouting"),
+    ("uplink", "flush chain inet nsctl to_service", "the gateway uplink at prerouting"),
+    ("web", "flush set inet nsctl exposed4", "the lock of web at input"),
     ("fabric", "flush map netdev nsctl replies6", "the fabric, behind the wire of"),
     ("db", "add table inet nsctl { flags dormant; }", "the lock of db at"),
     ("uplink", "add table inet nsctl { flags dormant; }", "the gateway uplink at"),

@@ -4,6 +4,7 @@ use drawn::Made;
 use netns_policy::Source;
 use netns_policy::address::{AddressBook, AddressPlan};
 use netns_policy::explain::explain;
+use netns_policy::explain::stands::stands_of_way_in;
 use netns_policy::graph::AllowGraph;
 use netns_policy::relay::{Relay, relays};
 use netns_policy::topology::Place;
@@ -86,4 +87,30 @@ fn a_relay_changes_nobodys_address() {
     let others = [Place::Host, Place::Uplink].map(|place| after.of(&place).unwrap());
     let others = others.into_iter().chain([after.leg_host(), after.leg_gateway(), after.resolver()]);
     assert!(others.into_iter().all(|other| other != after.of(&Place::Relay).unwrap()));
+}
+
+/// Whatever stands anywhere because of a way in is told of one, and of one alone.
+#[test]
+fn every_element_that_lets_somebody_in_belongs_to_one_way_in() {
+    for text in [planted::ENTERED, planted::RELAYED] {
+        let made = Made::of(text);
+        let lets_in = |set: &str| matches!(set.trim_end_matches(['4', '6']), "exposed" | "ports");
+        let told = made.graph.exposures().iter().flat_map(|exposure| stands_of_way_in(&made.desired, exposure));
+        let told: Vec<_> = told.filter(|stand| lets_in(&stand.set)).map(|stand| (stand.place, stand.id)).collect();
+        let locks = made.desired.locks.iter().map(|(place, rules)| (place.to_string(), rules));
+        let rulesets = locks.chain([("fabric".to_owned(), &made.desired.fabric)]);
+        let mut there = 0;
+        for (place, rules) in rulesets {
+            for ((_, table), inner) in &rules.tables {
+                for (set, elements) in inner.sets.iter().filter(|(set, _)| lets_in(set)) {
+                    for key in elements.elements.keys() {
+                        let id = (place.clone(), (table.clone(), set.clone(), key.clone()));
+                        assert_eq!(told.iter().filter(|told| **told == id).count(), 1, "{id:?}");
+                        there += 1;
+                    }
+                }
+            }
+        }
+        assert!(there > 20 && there == told.len(), "{there} elements, {} told", told.len());
+    }
 }

@@ -104,6 +104,7 @@ impl Network {
         let network = self.nsctl.network().unwrap();
         match place {
             "fabric" | "uplink" => format!("{network}+{place}"),
+            "+relay" => format!("{network}{place}"),
             service => format!("{network}-{service}"),
         }
     }

@@ -130,7 +130,12 @@ impl<'s> Draw<'s> {
         if hearer.place == WAN {
             kind.push_str(" out");
         }
-        if speaker.place == WAN && (by_the_book || self.dice.chance(60)) {
+        let calls = flow.client.place == WAN;
+        if calls {
+            // Who comes in has been translated by now: it is put on the gateway's wire.
+            kind.push_str(" of a caller");
+        }
+        if speaker.place == WAN && !calls && (by_the_book || self.dice.chance(60)) {
             let frame = self.answer_outside(&flow, &packet);
             return Shot { number: self.next, kind: format!("{kind} in"), twist: "", way: frame };
         }
@@ -208,12 +213,34 @@ impl<'s> Draw<'s> {
             ]);
             return self.between(client, server, edge.ports.protocol().number(), sport);
         }
+        if let Some(flow) = self.call() {
+            return flow;
+        }
         let client = self.party();
         let outside = self.scene.world.leg.is_some() && self.dice.chance(65);
         let server = if outside { self.outsider(client.address.is_ipv4()) } else { self.party_like(&client) };
         let protocol = self.dice.one(&[6, 17]);
         let sport = self.dice.one(&[53, 80, 443, 123, 514, 5000, 450, 1000, 1200, 9050]);
         self.between(client, server, protocol, sport)
+    }
+
+    /// Somebody outside calls one who is exposed on a port of the host, or its relay.
+    fn call(&mut self) -> Option<Flow> {
+        let exposed = self.scene.graph.exposures().iter().filter(|exposure| exposure.way.is_on_host());
+        let exposed: Vec<_> = exposed.collect();
+        if exposed.is_empty() || !self.dice.chance(30) {
+            return None;
+        }
+        let exposure = exposed[self.dice.below(exposed.len())];
+        let (place, port) = match exposure.way.relay() {
+            Some(_) => ("+relay".to_owned(), exposure.way.external()?),
+            None => (exposure.service.to_string(), exposure.ports.lo()),
+        };
+        let ends: Vec<End> = self.parties.iter().filter(|end| end.place == place).cloned().collect();
+        let server = ends[self.dice.below(ends.len())].clone();
+        let client = self.outsider(server.address.is_ipv4());
+        let port = self.dice.weighted(&[(8, port), (1, port.saturating_add(1))]);
+        Some(self.between(client, server, exposure.ports.protocol().number(), port))
     }
 
     fn between(&mut self, client: End, server: End, protocol: u8, sport: u16) -> Flow {

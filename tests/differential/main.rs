@@ -39,13 +39,13 @@ const SEED: u64 = 0x6e73_6374_6c00_0001;
 const SECONDS: u64 = 10;
 
 /// So many scenes are played however slow the machine is: in these every kind of [`ABLE`] arrives.
-const SCENES: u64 = 16;
+const SCENES: u64 = 22;
 
 /// So many are enough for that whatever the seed.
 const MANY_SCENES: u64 = 60;
 
 /// What can arrive under some policy: each has, or the run proves nothing.
-const ABLE: [&str; 36] = [
+const ABLE: [&str; 40] = [
     "tcp opening v4",
     "tcp opening v6",
     "tcp answer v4",
@@ -75,6 +75,10 @@ const ABLE: [&str; 36] = [
     "tcp answer v6 in",
     "udp answer v4 in",
     "udp answer v6 in",
+    "tcp opening v4 of a caller",
+    "tcp opening v6 of a caller",
+    "udp v4 of a caller",
+    "udp v6 of a caller",
     "with options",
     "with destination options",
     "with hop-by-hop options",

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::changes::index;
 use crate::desired::{Desired, Wire};
+use crate::exposure::Exposure;
 use crate::port::{Ports, Protocol};
 use crate::ruleset::compile::is_public;
 use crate::ruleset::{Expr, Family, Key, Reject, Rule, Ruleset, Set, Table};
@@ -103,6 +104,42 @@ pub fn stands(desired: &Desired, from: &Place, to: &Place, ports: Option<Ports>)
     };
     all.sort_by(|a, b| (rank(a), &a.set, &a.element).cmp(&(rank(b), &b.set, &b.element)));
     all.dedup();
+    all
+}
+
+/// Where a way in by a port of the host stands, in the order in which a call meets it: on the host, in the gateway, in the
+/// panel, in the lock of the service; or of the relay, and then where the relay's own right stands. Nothing for other ways.
+pub fn stands_of_way_in(desired: &Desired, exposure: &Exposure) -> Vec<Stand> {
+    let Some(outside) = exposure.way.external().filter(|_| exposure.way.is_on_host()) else { return Vec::new() };
+    let service = Place::Service(exposure.service.clone());
+    let relayed = exposure.way.relay().is_some();
+    let (entered, port) = if relayed { (Place::Relay, outside) } else { (service.clone(), exposure.ports.lo()) };
+    let Some(wire) = desired.wires.get(&entered) else { return Vec::new() };
+    let kernel = Kernel { desired, links: links(desired) };
+    let protocol = exposure.ports.protocol();
+    let single = |port| Ports::new(protocol, port, port).ok();
+    let mut all = Vec::new();
+    for place in [Place::Host, Place::Uplink] {
+        let port = if place == Place::Host { outside } else { port };
+        let netns = place.netns(&desired.network);
+        let called = if place == Place::Host { None } else { Some(wire) };
+        let Some(rules) = desired.locks.get(&place) else { continue };
+        all.extend(kernel.entering(place.to_string(), netns, rules, single(port), called));
+    }
+    all.extend(kernel.entering(
+        "fabric".into(),
+        Some(desired.fabric_netns()),
+        &desired.fabric,
+        single(port),
+        Some(wire),
+    ));
+    let lock = desired.locks.get(&entered).into_iter();
+    all.extend(
+        lock.flat_map(|rules| kernel.entering(entered.to_string(), wire.netns.clone(), rules, single(port), None)),
+    );
+    if relayed {
+        all.extend(stands(desired, &Place::Relay, &service, Some(exposure.ports)));
+    }
     all
 }
 
@@ -210,6 +247,35 @@ struct Kernel<'a> {
 }
 
 impl Kernel<'_> {
+    /// The elements of one ruleset that let in who comes by a port of the host; with `called`, those whose key names it.
+    fn entering(
+        &self,
+        place: String,
+        netns: Option<String>,
+        rules: &Ruleset,
+        port: Option<Ports>,
+        called: Option<&Wire>,
+    ) -> Vec<Stand> {
+        let Some(((family, name), table)) = rules.tables.iter().next() else { return Vec::new() };
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let names = |key: &Key, wire: &Wire| {
+            let mut own = wire.addresses.iter().map(octets);
+            own.any(|address| key.from.windows(address.len()).any(|bytes| bytes == address))
+        };
+        let sets = table.sets.iter().filter(|(set, _)| matches!(set.trim_end_matches(['4', '6']), "exposed" | "ports"));
+        let elements = sets.flat_map(|(set_name, set)| set.elements.keys().map(move |key| (set_name, set, key)));
+        let wanted =
+            elements.filter(|(_, set, key)| set.ports_in(key) == port && called.is_none_or(|wire| names(key, wire)));
+        wanted
+            .filter_map(|(set_name, _, key)| {
+                self.stand(place.clone(), netns.clone(), (*family, name.as_str(), table), set_name, key)
+            })
+            .collect()
+    }
+
     /// The element of the lock at the end of `wire` that stands for the same right.
     fn behind(&self, wire: &Wire, stem: &str, version: &str, ends: &Ends) -> Option<Stand> {
         let lock: &Ruleset = self.desired.locks.get(&wire.place)?;

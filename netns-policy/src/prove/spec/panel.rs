@@ -1,7 +1,8 @@
 //! The first lock: what a wire may send, and into which wire it goes.
 
 use super::{
-    Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_port, from_ports, goes_out, to_port, to_ports,
+    Door, Facts, Right, Spec, at_least, echo_reply, echo_request, errors, from_port, from_ports, goes_out, to_port,
+    to_ports,
 };
 use crate::graph::Service;
 use crate::port::Protocol;
@@ -219,8 +220,11 @@ impl Facts<'_> {
                 TCP => class.with(Var::Len, &at_least(14)).with(Var::Flags, &no_opening()),
                 _ => class,
             };
-            spec.must(to, class.with(Var::Daddr, &callers));
-            spec.may(to, class.with(Var::Daddr, &super::whole(ip).without(&self.pool(ip))));
+            let anybody = super::whole(ip).without(&self.pool(ip));
+            for class in [class, errors_about(ip, own, door)] {
+                spec.must(to, class.with(Var::Daddr, &callers));
+                spec.may(to, class.with(Var::Daddr, &anybody));
+            }
         }
     }
 
@@ -231,6 +235,23 @@ impl Facts<'_> {
         if let Some(class) = class.narrowed(far, &way.far) {
             spec.must(to, class.with(Var::Sense, &Numbers::one(1)));
         }
+    }
+}
+
+/// ICMP errors of one who is called from outside, about what has come.
+fn errors_about(ip: Ip, own: u128, door: &Door) -> Class {
+    let (header, version) = embedded(ip);
+    let class = errors(&unparted(&frames(ip))).with(Var::Saddr, &Numbers::one(own));
+    let class = class.with(Var::Len, &at_least(8 + header + 4)).with(Var::EmbVersion, &version);
+    let class = class.with(Var::EmbDaddr, &Numbers::one(own)).with(Var::EmbProto, &Numbers::one(door.protocol));
+    class.with(Var::EmbDport, &Numbers::one(door.port))
+}
+
+/// Bytes of an embedded header without options, and how it begins.
+fn embedded(ip: Ip) -> (u128, Numbers) {
+    match ip {
+        Ip::V4 => (20, Numbers::one(0x45)),
+        _ => (40, Numbers::range(0x60, 0x6f)),
     }
 }
 
@@ -246,10 +267,7 @@ struct Flow {
 impl Flow {
     /// ICMP errors that embed a packet of the other end.
     fn errors(&self, ip: Ip, side: Side, speaks: &Numbers) -> Class {
-        let (header, version) = match ip {
-            Ip::V4 => (20, Numbers::one(0x45)),
-            _ => (40, Numbers::range(0x60, 0x6f)),
-        };
+        let (header, version) = embedded(ip);
         // The packet came from there to here: its ports stand behind the embedded header.
         let (port, end) = match side {
             Side::Client => (Var::EmbSport, 8 + header + 2),

@@ -161,18 +161,7 @@ fn errors(v: Version) -> Vec<Rule> {
     let at = v.embedded();
     let width = if v == Version::V4 { 4 } else { 16 };
     let (proto, from, to) = (at.proto, Load::Transport(at.daddr, width), Load::Transport(at.saddr, width));
-    let start = || {
-        let of_this_kind = rule().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true).among(
-            &[Load::Iif, Load::Saddr(v)],
-            &v.named("sources"),
-            true,
-        );
-        match v {
-            // A header with options would put the ports elsewhere.
-            Version::V4 => of_this_kind.transport_byte(8, 0xff, 0x45),
-            Version::V6 => of_this_kind.transport_byte(8, 0xf0, 0x60),
-        }
-    };
+    let start = || error_of_its_own(v);
     let maps = [("replies", at.dport), ("reply_ranges", at.dport), ("edges", at.sport), ("edge_ranges", at.sport)];
     maps.map(|(stem, port)| {
         let about = |told| [Load::Iif, from, told, Load::Transport(proto, 1), Load::Transport(port, 2)];
@@ -183,7 +172,10 @@ fn errors(v: Version) -> Vec<Rule> {
 
 /// Who comes in by a port of the host, with an address of its own: the far one is in no key, but it is never of a pool,
 /// so nobody in the fabric is taken for somebody outside.
-fn exposed(v: Version) -> [Rule; 3] {
+///
+/// An ICMP error about what has come in goes back by the header that it embeds, to whom the gateway's connection tracking
+/// relates it.
+fn exposed(v: Version) -> [Rule; 4] {
     let (here, there) = ([Load::Saddr(v)], [Load::Daddr(v)]);
     let answer = [Load::Iif, Load::Saddr(v), Load::L4proto, Load::Sport];
     let outward = |words: Words| words.among(&there, &v.named("pool"), false).fwd(&answer, &v.named("exposed_back"));
@@ -192,7 +184,26 @@ fn exposed(v: Version) -> [Rule; 3] {
         rule().among(&here, &v.named("pool"), false).fwd(&call, &v.named("exposed")),
         outward(rule().l4proto(TCP).tcp_flags(SYN | ACK, false, SYN)),
         outward(rule().l4proto(UDP)),
+        outward_error(v),
     ]
+}
+
+fn outward_error(v: Version) -> Rule {
+    let (at, width) = (v.embedded(), if v == Version::V4 { 4 } else { 16 });
+    let about =
+        [Load::Iif, Load::Transport(at.daddr, width), Load::Transport(at.proto, 1), Load::Transport(at.dport, 2)];
+    error_of_its_own(v).among(&[Load::Daddr(v)], &v.named("pool"), false).fwd(&about, &v.named("exposed_back"))
+}
+
+/// An ICMP error with the source of its wire, about a packet whose header has no options.
+fn error_of_its_own(v: Version) -> Words {
+    let of_this_kind = rule().l4proto(v.icmp()).among(&[Load::IcmpType], &v.named("icmp_errors"), true);
+    let own = of_this_kind.among(&[Load::Iif, Load::Saddr(v)], &v.named("sources"), true);
+    match v {
+        // A header with options would put the ports elsewhere.
+        Version::V4 => own.transport_byte(8, 0xff, 0x45),
+        Version::V6 => own.transport_byte(8, 0xf0, 0x60),
+    }
 }
 
 /// To the gateway and back: after all exact entries have missed.

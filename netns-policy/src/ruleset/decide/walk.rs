@@ -289,11 +289,20 @@ impl Place {
     /// or of no host, it is a martian.)
     fn takes(&self, view: &View<'_>) -> bool {
         let Some(ends) = view.ends() else { return false };
-        let martian = ends.from().is_loopback() || ends.from().is_multicast() || self.addresses.contains(&ends.from());
+        let martian = is_martian(ends.from()) || self.addresses.contains(&ends.from());
         // A tag that nobody has a link for belongs to another host; number 0 is a priority and no VLAN.
         let foreign = view.tag.is_some_and(|(_, tci)| tci & 0x0fff != 0);
         !martian && !foreign && view.has_acceptable_options() && self.addresses.contains(&ends.to())
     }
+}
+
+/// Whether no IP stack takes this for the source of what comes by a wire (`ip_mkroute_input`, `ip6_rcv_core`).
+pub(crate) fn is_martian(from: IpAddr) -> bool {
+    let nobody = match from {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.octets()[0] == 0,
+        IpAddr::V6(_) => false,
+    };
+    nobody || from.is_loopback() || from.is_multicast()
 }
 
 /// Whether a rewriting of the destination writes what is there already.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use netns_policy::explain::stands::{Refusal, Stand, refusal, stands};
-use netns_policy::explain::{Answer, ExplainError, Explanation, asked, explain};
+use netns_policy::explain::stands::{Refusal, Stand, refusal, stands, stands_of_way_in};
+use netns_policy::explain::{Answer, ExplainError, Explanation, Reach, asked, explain};
+use netns_policy::exposure::Exposure;
 use netns_policy::graph::{AllowGraph, Edge, Origin, Target};
 use netns_policy::port::Ports;
 use netns_policy::topology::Place;
@@ -33,7 +34,7 @@ pub fn why(
     let ports = asked(&graph, to, port).map_err(usage)?;
     let question = Question { from: from.to_owned(), to: to.to_owned(), ports, address };
     // Before the attempt, which counts too.
-    let kernel = Kernel::of(nsctl, &graph, &question, explanation.is_yes());
+    let kernel = Kernel::of(nsctl, &graph, &question, &explanation.answer);
     let attempt = match live {
         true => Some(attempt(nsctl, &question).map_err(|e| match e {
             AttemptError::Usage { message, help } => Error::Usage { message, help },
@@ -65,8 +66,15 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn of(nsctl: &Orchestrator, graph: &AllowGraph, question: &Question, yes: bool) -> Self {
+    fn of(nsctl: &Orchestrator, graph: &AllowGraph, question: &Question, answer: &Answer) -> Self {
         let Question { from, to, ports, .. } = question;
+        let yes = matches!(answer, Answer::Yes(_));
+        if let Answer::Yes(Reach { way_in: Some(way), .. }) = answer {
+            let here = |exposure: &&Exposure| exposure.way == *way && exposure.service.as_str() == to;
+            let asked = |exposure: &&Exposure| ports.is_none_or(|ports| ports.overlaps(&exposure.ports));
+            let exposure = graph.exposures().iter().filter(here).find(asked);
+            return exposure.map(|exposure| Self::of_way_in(nsctl, exposure)).unwrap_or_default();
+        }
         let (Some(client), Some(server)) = (caller(graph, from), called(graph, to)) else { return Self::default() };
         let planned = nsctl.look().ok();
         let applied = planned.as_ref().filter(|planned| planned.observed.fabric.is_some());
@@ -88,6 +96,26 @@ impl Kernel {
             refused,
             stands: Some(stands.into_iter().map(counted).collect()),
             refusal: port.filter(|_| !yes).and_then(refusal),
+        }
+    }
+}
+
+impl Kernel {
+    fn of_way_in(nsctl: &Orchestrator, exposure: &Exposure) -> Self {
+        let Some(planned) = nsctl.look().ok().or_else(|| nsctl.plan_offline().ok()) else { return Self::default() };
+        let count = |stand: &Stand| planned.observed.counters.get(&stand.id).copied();
+        let stands = stands_of_way_in(&planned.desired, exposure);
+        let in_panel = stands.iter().filter(|stand| stand.place == "fabric" && stand.set.starts_with("exposed"));
+        let counts: Vec<_> = in_panel.filter_map(count).collect();
+        let passed = counts.iter().fold((0, 0), |(packets, bytes), one| (packets + one.packets, bytes + one.bytes));
+        let counted = |stand: Stand| {
+            let packets = count(&stand).map(|count| count.packets);
+            (stand, packets)
+        };
+        Self {
+            passed: (!counts.is_empty()).then_some(passed),
+            stands: Some(stands.into_iter().map(counted).collect()),
+            ..Self::default()
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::packet::build::{Icmp, flag};
 use crate::packet::{Ends, Packet};
 use crate::port::Protocol;
 use crate::ruleset::decide::Decision;
-use crate::ruleset::decide::walk::{Arrival, Call, Connections, Fate, Gate, Sender, WAN, Walk, World};
+use crate::ruleset::decide::walk::{Arrival, Call, Connections, Fate, Gate, Sender, WAN, Walk, World, is_martian};
 use crate::topology::Place;
 
 /// Neighbour solicitation.
@@ -107,7 +107,7 @@ impl OutsideClass {
             Call { to_host: packet(host, self.port), to_gateway: packet(end, self.port), to_place: packet(own, port) };
         let walk = world.admit(&call, &Connections::new());
         // No rule asks for what no IP stack takes as a source.
-        let martian = self.remote.is_loopback() || self.remote.is_multicast();
+        let martian = is_martian(self.remote);
         match walk.fate {
             Fate::Delivered("host") | Fate::Lost(_) | Fate::Dropped(_) | Fate::Refused(..) => door.is_none() || martian,
             Fate::Delivered(to) => door.is_some() && to == place.to_string(),
@@ -135,7 +135,7 @@ impl OutsideClass {
             // What has come as far as the gateway under this address has been translated there.
             let inside = [&behind_host, &on_wire].iter().all(|arrival| {
                 // No rule asks for what no IP stack takes as a source.
-                let martian = self.remote.is_loopback() || self.remote.is_multicast();
+                let martian = is_martian(self.remote);
                 martian || world.receive(arrival, &connections).fate == Fate::Delivered(self.service.as_str())
             });
             let before = world.receive(&whole, &connections).is_delivered();
