@@ -3,7 +3,6 @@
 //! Each fence is asked for where the kernel has it, and what stands is found out and told, not assumed: a kernel without
 //! landlock leaves the other ones. What the launcher has to see to (the user, the namespace) is looked at here as well.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use caps::CapSet;
@@ -11,14 +10,21 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus, NetPort, Ruleset,
     RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
-use nix::libc;
 use nix::sys::prctl;
 use nix::unistd::{getegid, geteuid, getgroups};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+#[cfg(target_pointer_width = "64")]
+use super::seccomp;
+
+/// All architectures that seccompiler knows have words of 64 bits; on others the calls have other numbers and arguments.
+#[cfg(not(target_pointer_width = "64"))]
+mod seccomp {
+    pub(super) fn apply() -> Result<Vec<super::Fence>, super::FenceError> {
+        Ok(Vec::new())
+    }
+}
 
 /// Something that holds a worker.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -84,23 +90,7 @@ pub fn enclose(user: u32, rights: &Rights) -> Result<Vec<Fence>, FenceError> {
     prctl::set_dumpable(false).map_err(FenceError::Privileges)?;
     stand.push(Fence::NoNewPrivileges);
     stand.extend(landlock(rights).map_err(FenceError::Landlock)?);
-    if let Ok(arch) = std::env::consts::ARCH.try_into() {
-        let filter = SeccompFilter::new(
-            allowed().map_err(|error| FenceError::Seccomp(error.into()))?,
-            // Not death: a C library that tries something new and has another way goes on.
-            SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-            SeccompAction::Allow,
-            arch,
-        );
-        let program: BpfProgram =
-            filter.and_then(TryInto::try_into).map_err(|error| FenceError::Seccomp(error.into()))?;
-        match seccompiler::apply_filter(&program) {
-            Ok(()) => stand.push(Fence::Seccomp),
-            // A kernel without CONFIG_SECCOMP_FILTER.
-            Err(seccompiler::Error::Seccomp(error)) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => return Err(FenceError::Seccomp(error)),
-        }
-    }
+    stand.extend(seccomp::apply()?);
     Ok(stand)
 }
 
@@ -143,86 +133,6 @@ fn landlock(rights: &Rights) -> Result<Vec<Fence>, RulesetError> {
     }
     Ok(stand)
 }
-
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-/// The system calls of a program that only carries bytes between sockets.
-fn allowed() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = PLAIN.iter().map(|call| (*call, Vec::new())).collect();
-    // Sockets of TCP, and no others: neither netlink nor packet sockets, no datagrams.
-    let mut sockets = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        sockets.push(SeccompRule::new(vec![
-            argument(0, SeccompCmpOp::Eq, family.unsigned_abs().into())?,
-            argument(1, SeccompCmpOp::MaskedEq(0xf), libc::SOCK_STREAM.unsigned_abs().into())?,
-            argument(2, SeccompCmpOp::MaskedEq(!6), 0)?,
-        ])?);
-    }
-    rules.insert(libc::SYS_socket, sockets);
-    // Memory, and none of it to be run.
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
-        rules.insert(call, vec![SeccompRule::new(vec![argument(2, SeccompCmpOp::MaskedEq(executable), 0)?])?]);
-    }
-    let mut flags = Vec::new();
-    for command in [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC] {
-        flags.push(SeccompRule::new(vec![argument(1, SeccompCmpOp::Eq, command.unsigned_abs().into())?])?);
-    }
-    rules.insert(libc::SYS_fcntl, flags);
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![argument(1, SeccompCmpOp::Eq, libc::FIONBIO)?])?]);
-    Ok(rules)
-}
-
-fn argument(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
-    SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value)
-}
-
-/// Calls whose arguments need no look. What is not here, among others: open, exec, clone, bind, listen, kill, ptrace,
-/// setns, unshare, mount, bpf, prctl, seccomp, io_uring.
-const PLAIN: &[i64] = &[
-    libc::SYS_accept4,
-    libc::SYS_brk,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_close,
-    libc::SYS_connect,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_fstat,
-    libc::SYS_futex,
-    libc::SYS_getpeername,
-    libc::SYS_getpid,
-    libc::SYS_getrandom,
-    libc::SYS_getsockname,
-    libc::SYS_getsockopt,
-    libc::SYS_gettid,
-    libc::SYS_madvise,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
-    libc::SYS_ppoll,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_restart_syscall,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sched_yield,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_sigaltstack,
-    libc::SYS_write,
-    libc::SYS_writev,
-];
 
 #[cfg(test)]
 mod tests {

@@ -27,6 +27,8 @@ mod listeners;
 mod message;
 pub mod relay;
 mod running;
+#[cfg(target_pointer_width = "64")]
+mod seccomp;
 mod secret;
 mod spec;
 mod state;

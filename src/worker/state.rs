@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{Count, Fence, Kind};
 
 /// What a worker is doing.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Started, and not ready yet.
@@ -26,7 +26,7 @@ pub enum Phase {
 }
 
 /// How one worker is. As JSON it only ever grows.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct WorkerState {
     /// Its name.
     pub name: String,
@@ -268,4 +268,43 @@ impl Count {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_as_it_was_written_and_says_itself_in_words() {
+        let shown = Shown::new("relay", Kind::Relay);
+        let as_read = |shown: &Shown| -> WorkerState {
+            serde_json::from_str(&serde_json::to_string(&shown.state()).unwrap()).unwrap()
+        };
+        assert_eq!(as_read(&shown), shown.state());
+        assert_eq!(as_read(&shown).in_words(), "starting");
+        shown.starting(false);
+        shown.started(7);
+        shown.hello(vec![Fence::Seccomp, Fence::NoNewPrivileges]);
+        shown.ready();
+        assert_eq!((as_read(&shown).in_words().as_str(), as_read(&shown)), ("ready", shown.state()));
+        for (failures, words) in [(1, "backing off: it ended"), (5, "crash loop: it ended")] {
+            shown.backing_off("it ended", Duration::from_secs(1), failures);
+            assert_eq!((as_read(&shown).in_words().as_str(), as_read(&shown)), (words, shown.state()));
+        }
+    }
+
+    #[test]
+    fn what_a_worker_counted_is_not_lost_with_it() {
+        let shown = Shown::new("relay", Kind::Relay);
+        let count = Count { open: 3, total: 10, refused: 2, unanswered: 1, evicted: 0 };
+        shown.counts(1, count);
+        // Another one beside it, and then alone.
+        shown.counts(2, Count { open: 1, total: 1, ..Count::default() });
+        assert_eq!(shown.state().connections, Count { open: 4, total: 11, ..count });
+        shown.gone(1);
+        assert_eq!(shown.state().connections, Count { open: 1, total: 11, ..count });
+        // Whatever a worker says, nothing overflows.
+        shown.counts(3, Count { total: u64::MAX, ..Count::default() });
+        assert_eq!(shown.state().connections.total, u64::MAX);
+    }
 }
