@@ -113,7 +113,14 @@ fn a_change_over_ssh_waits_unasked_behind_sudo_too() {
         // sudo(8) takes it out of the environment; an ancestor has it still.
         let said = node.run_behind(FIRST, "apply --json").ok();
         assert!((100.0..=120.0).contains(&within(&said.out)), "{}", said.out);
-        back();
+        // Going back is a change like any other, but for what waits already.
+        node.run_with(SECOND, "confirm").ok();
+        let said = node.run_with(FIRST, "rollback 1 --json").ok();
+        assert!((100.0..=120.0).contains(&within(&said.out)), "{}", said.out);
+        let pending = node.store().pending().unwrap().unwrap();
+        assert_eq!((pending.generation, pending.back), (Number(1), Some(Number(2))));
+        node.run_with(SECOND, "confirm").ok();
+        assert_eq!(node.open(), BTreeSet::from([OLD_EDGE]));
         // The controls: told not to, and without a connection.
         let said = node.run_with(FIRST, "apply --json --no-confirm").ok();
         assert_eq!(within(&said.out), 0.0);
