@@ -1,8 +1,7 @@
 //! Over which connection the caller came in, where it is SSH.
 //!
 //! sudo(8) takes SSH_CONNECTION out of the environment, so the processes that the caller stems from are asked too, as
-//! far as they can be read. Whoever can write there can only be given more caution by it, never less: an environment
-//! without a word of SSH is that of a console.
+//! far as they can be read. Where it is set for this process it is believed, and empty it says that there is none.
 
 use std::fmt;
 use std::fs;
@@ -37,8 +36,9 @@ const DEPTH: usize = 64;
 impl Session {
     /// The connection that the caller came in by; `None` at a console, and in what runs by itself.
     pub fn of_caller() -> Option<Self> {
-        if let Some(session) = std::env::var("SSH_CONNECTION").ok().and_then(|text| Self::parse(&text)) {
-            return Some(session);
+        // The caller's own word, be it that there is none: who can say so can say --no-confirm too.
+        if let Some(text) = std::env::var_os("SSH_CONNECTION") {
+            return text.to_str().and_then(Self::parse);
         }
         let mut pid = getppid().as_raw();
         for _ in 0..DEPTH {

@@ -51,15 +51,17 @@ impl Orchestrator {
             networks.iter().try_for_each(|network| is_whole(&stage, network, from))
         });
         let placed = staged.and_then(|()| {
-            let mut aside = Vec::new();
-            for root in &roots {
-                let root = Path::new(root);
-                aside.extend(place(&state, &stage, root).map_err(BackupError::io("write", &state.join(root)))?);
-            }
-            Ok(aside)
+            let mut placed = Vec::new();
+            let all = roots.iter().try_for_each(|root| place(&state, &stage, root).map(|one| placed.push(one)));
+            all.and_then(|()| sync(&state)).map_err(|error| {
+                placed.drain(..).rev().for_each(|one| one.undo(&stage));
+                BackupError::io("write", &state)(error)
+            })?;
+            Ok(placed)
         });
         fs::remove_dir_all(&stage).ok();
-        Ok(Restored { networks, files, time: contents.time, aside: placed? })
+        let aside = placed?.into_iter().filter_map(|one| Some((one.path, one.aside?))).collect();
+        Ok(Restored { networks, files, time: contents.time, aside })
     }
 
     /// Whether nothing is there that it would take the place of.
@@ -191,26 +193,39 @@ fn is_whole(stage: &Path, network: &NetworkName, from: &Path) -> Result<(), Back
     }
 }
 
-/// Gives what is staged its name; what had it is set aside, and told.
-fn place(state: &Path, stage: &Path, root: &Path) -> io::Result<Option<(PathBuf, PathBuf)>> {
-    let (path, staged) = (state.join(root), stage.join(root));
-    if fs::symlink_metadata(&path).is_err() {
-        fault::point()?;
-        fs::rename(staged, path)?;
-        sync(state)?;
-        return Ok(None);
+/// What has its name, and where what had it before is now.
+struct Placed {
+    path: PathBuf,
+    aside: Option<PathBuf>,
+}
+
+impl Placed {
+    /// As it was before, as far as that can be done.
+    fn undo(self, stage: &Path) {
+        let name = self.path.file_name().unwrap_or_default();
+        fs::rename(&self.path, stage.join(name)).ok();
+        self.aside.map(|aside| fs::rename(aside, self.path).ok());
     }
-    let aside = free_name(&path);
-    fault::point()?;
-    fs::rename(&path, &aside)?;
+}
+
+/// Gives what is staged its name; what had it is set aside.
+fn place(state: &Path, stage: &Path, root: &str) -> io::Result<Placed> {
+    let (path, staged) = (state.join(root), stage.join(root));
+    let aside = fs::symlink_metadata(&path).is_ok().then(|| free_name(&path));
+    if let Some(aside) = &aside {
+        fault::point()?;
+        fs::rename(&path, aside)?;
+    }
     // A crash here leaves the old state under the other name, and the same restore finishes.
     let placed = fault::point().and_then(|()| fs::rename(staged, &path));
-    if let Err(error) = placed {
-        fs::rename(&aside, &path)?;
-        return Err(error);
+    match (placed, &aside) {
+        (Ok(()), _) => Ok(Placed { path, aside }),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(aside)) => {
+            fs::rename(aside, &path)?;
+            Err(error)
+        }
     }
-    sync(state)?;
-    Ok(Some((path, aside)))
 }
 
 fn free_name(path: &Path) -> PathBuf {

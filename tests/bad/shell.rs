@@ -64,8 +64,8 @@ impl Shell {
         let owner = fs::metadata(HERE).unwrap().uid();
         command.args(arguments.split_whitespace()).current_dir(&self.directory).stdin(Stdio::null());
         command.env("LC_ALL", "C").env("SUDO_UID", owner.to_string());
-        // Who it is and whence they came is told in records, and decides whether a change waits.
-        command.env_remove("SUDO_USER").env_remove("SSH_CONNECTION");
+        // Who it is is told in records.
+        command.env_remove("SUDO_USER");
         command
     }
 

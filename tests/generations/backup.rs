@@ -399,6 +399,46 @@ fn a_restore_that_dies_anywhere_loses_nothing_and_is_done_by_the_next() {
 }
 
 #[test]
+fn without_room_from_any_write_on_neither_backup_nor_restore_changes_anything() {
+    in_patient_sandbox(Duration::from_secs(500), || {
+        let node = node();
+        // A second thing to restore: what was placed before the one that fails is taken back.
+        fs::create_dir(Path::new(STATE).join("policy.d")).unwrap();
+        fs::write(Path::new(STATE).join("policy.d/90-nsctl.toml"), "schema = 1\n").unwrap();
+        backed_up(&node);
+        node.run("down").ok();
+        fs::write(node.record("onion/key"), "a newer key").unwrap();
+        fs::remove_file(node.record("lock")).unwrap();
+        for asked in [format!("backup {FILE} --force"), format!("restore {FILE} --force")] {
+            let (state, file) = (all_of(Path::new(STATE)), digest_of(Path::new(FILE)));
+            let mut places = 1..200;
+            loop {
+                let place = places.next().expect("it ends");
+                let fault = format!("full:{place}");
+                let said = with_variable(&node, PASSPHRASE, &asked, ("NSCTL_FAULT", &fault));
+                fs::remove_file(node.record("lock")).ok();
+                if said.code == Some(0) {
+                    assert!(place > 3, "{place}");
+                    break;
+                }
+                assert!(
+                    said.code == Some(1) && said.err.contains("make room there; nothing"),
+                    "{asked}, {place}: {said:?}"
+                );
+                let now = all_of(Path::new(STATE));
+                assert!(now == state, "{asked}, full at its write {place}: {:?}", now.keys());
+                // A rename that cannot be synced has been made, and is whole.
+                let other =
+                    digest_of(Path::new(FILE)) == file || fs::read(FILE).unwrap().starts_with(b"age-encryption");
+                assert!(other, "{asked}, {place}");
+            }
+        }
+        assert_eq!(fs::read_to_string(node.record("onion/key")).unwrap(), "a newer key", "that was in the last backup");
+        assert!(Path::new(STATE).join("policy.d.before-1/90-nsctl.toml").exists());
+    });
+}
+
+#[test]
 fn a_restore_without_room_changes_nothing() {
     in_sandbox(|| {
         let node = node();

@@ -111,10 +111,20 @@ fn a_change_over_ssh_waits_unasked_behind_sudo_too() {
         assert_eq!(node.store().pending().unwrap().unwrap().session.unwrap().client_port, 50022);
         back();
         // sudo(8) takes it out of the environment; an ancestor has it still.
-        let said = node.run_behind(FIRST, "apply --json").ok();
+        let said = node.run_behind(FIRST, "env -u SSH_CONNECTION", "apply --json").ok();
         assert!((100.0..=120.0).contains(&within(&said.out)), "{}", said.out);
+        // Going back is a change like any other, but for what waits already.
+        node.run_with(SECOND, "confirm").ok();
+        let said = node.run_with(FIRST, "rollback 1 --json").ok();
+        assert!((100.0..=120.0).contains(&within(&said.out)), "{}", said.out);
+        let pending = node.store().pending().unwrap().unwrap();
+        assert_eq!((pending.generation, pending.back), (Number(1), Some(Number(2))));
+        node.run_with(SECOND, "confirm").ok();
+        assert_eq!(node.open(), BTreeSet::from([OLD_EDGE]));
+        // The controls: told not to, without a connection, and where it is said that there is none.
+        let said = node.run_behind(FIRST, "env SSH_CONNECTION=", "apply --json").ok();
+        assert_eq!(within(&said.out), 0.0);
         back();
-        // The controls: told not to, and without a connection.
         let said = node.run_with(FIRST, "apply --json --no-confirm").ok();
         assert_eq!(within(&said.out), 0.0);
         back();

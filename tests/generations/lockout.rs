@@ -22,6 +22,10 @@ fn the_operator_s_own_way_in_is_not_closed_unawares() {
         let node = Node::new(DOOR);
         node.run("apply --no-confirm").ok();
         let over = connection(&node, "door");
+        // As an sshd that listens on one IPv6 socket for both writes it.
+        let mapped = format!("::ffff:{over}");
+        node.write(SHUT);
+        node.run_with(("SSH_CONNECTION", &mapped), "apply").refused("E0920", &["door -> host:22"]);
         let over = ("SSH_CONNECTION", over.as_str());
         for (policy, what) in [(SHUT, "the edge goes"), ("", "the service goes")] {
             node.write(policy);

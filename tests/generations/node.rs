@@ -109,7 +109,7 @@ impl Node {
     pub fn nsctl(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nsctl"));
         command.args(["-f", "/run/node/policy.toml", "--state", STATE]).args(arguments.split_whitespace());
-        command.stdin(Stdio::null()).env("LC_ALL", "C").env_remove("SSH_CONNECTION");
+        command.stdin(Stdio::null()).env("LC_ALL", "C");
         command
     }
 
@@ -133,12 +133,12 @@ impl Node {
         Said::of(&by.output().unwrap())
     }
 
-    /// Runs it below a shell that has this variable still, while its own environment has not: as sudo(8) leaves it.
-    pub fn run_behind(&self, (name, value): (&str, &str), arguments: &str) -> Said {
+    /// Runs it below a shell that has this variable still, by way of a program that takes it away or says another thing.
+    pub fn run_behind(&self, (name, value): (&str, &str), by: &str, arguments: &str) -> Said {
         let nsctl = self.nsctl(arguments);
         let mut shell = Command::new("sh");
         // Two commands, so that the shell does not become the first one.
-        shell.args(["-c", "env -u \"$0\" \"$@\"; exit $?", name]).arg(nsctl.get_program()).args(nsctl.get_args());
+        shell.args(["-c", &format!("{by} \"$0\" \"$@\"; exit $?")]).arg(nsctl.get_program()).args(nsctl.get_args());
         shell.stdin(Stdio::null()).env("LC_ALL", "C").env(name, value);
         Said::of(&shell.output().unwrap())
     }

@@ -45,13 +45,15 @@ pub fn man(args: &Args, directory: Option<&Path>) -> Result<ExitCode, Error> {
 fn pages() -> Vec<(String, String)> {
     let mut all = Args::command().disable_help_subcommand(true);
     all.build();
-    let names: Vec<String> = all.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    // Nobody types what is hidden.
+    let verbs = || all.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let names: Vec<String> = verbs().map(|verb| verb.get_name().to_owned()).collect();
     let main = rendered(|page| {
         let main = Man::new(all.clone()).manual("nsctl");
         main.render(page)?;
         ending(&names).to_writer(page)
     });
-    let verbs = all.get_subcommands().map(|verb| {
+    let verbs = verbs().map(|verb| {
         let name = format!("nsctl-{}.1", verb.get_name());
         let verb = verb.clone().version(env!("CARGO_PKG_VERSION"));
         let page = rendered(|page| Man::new(verb.clone()).manual("nsctl").render(page));
