@@ -72,10 +72,7 @@ fn measure(services: usize, time: Duration) -> io::Result<bool> {
     daemon.wait()?;
     let percent = 100.0 * used / took.as_secs_f64();
     println!("{:>8} {:>8} {:>9} {:>9} {:>9} {:>11}", "services", "seconds", "MB", "peak MB", "CPU %", "descriptors");
-    println!(
-        "{services:>8} {:>8.0} {now:>9.1} {peak:>9.1} {percent:>9.3} {descriptors:>11}",
-        took.as_secs_f64()
-    );
+    println!("{services:>8} {:>8.0} {now:>9.1} {peak:>9.1} {percent:>9.3} {descriptors:>11}", took.as_secs_f64());
     print!("{}", std::fs::read_to_string("/run/log")?);
     Ok(peak <= MOST)
 }

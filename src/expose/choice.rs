@@ -65,19 +65,9 @@ pub(super) fn is_free(
         let message = format!("port {outside} of the machine leads to {service}:{} already ({at})", there.port_name);
         return Err(usage(message, another));
     }
-    if is_listened_on(protocol, outside) {
+    if listener::is_taken(protocol, outside) {
         let message = format!("port {outside} of the machine is taken: a program on the host listens there");
         return Err(usage(message, another));
     }
     Ok(())
-}
-
-/// Whether a program on the host listens there for others. Where the kernel cannot be asked, nothing is known of one.
-fn is_listened_on(protocol: Protocol, port: u16) -> bool {
-    let listeners = match protocol {
-        Protocol::Tcp => listener::listeners(),
-        Protocol::Udp => listener::receivers(),
-    };
-    let is_there = |one: &listener::Listener| one.port == port && !one.address.is_loopback();
-    listeners.is_ok_and(|listeners| listeners.iter().any(is_there))
 }

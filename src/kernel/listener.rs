@@ -9,6 +9,7 @@ use netlink_packet_core::{DecodeError, Emitable, NLM_F_DUMP, Parseable};
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netns_policy::port::Protocol;
 
 use super::netlink::NetlinkError;
 use super::socket::{NetlinkSocket, Packed};
@@ -35,6 +36,17 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
     let mut all = listed(&mut socket, AF_INET, IPPROTO_TCP, StateFlags::LISTEN)?;
     all.extend(listed(&mut socket, AF_INET6, IPPROTO_TCP, StateFlags::LISTEN)?);
     Ok(all)
+}
+
+/// Whether somebody listens on this port for others than the machine itself. Where the kernel cannot be asked, nothing is
+/// known of one.
+pub fn is_taken(protocol: Protocol, port: u16) -> bool {
+    let listeners = match protocol {
+        Protocol::Tcp => listeners(),
+        Protocol::Udp => receivers(),
+    };
+    let is_there = |one: &Listener| one.port == port && !one.address.is_loopback();
+    listeners.is_ok_and(|listeners| listeners.iter().any(is_there))
 }
 
 /// The UDP sockets in the namespace of the calling thread that are bound and not connected.

@@ -8,7 +8,9 @@
 
 use std::collections::BTreeMap;
 
+use netns_policy::changes::Change;
 use netns_policy::desired::Desired;
+use netns_policy::exposure::Exposure;
 use netns_policy::name::NetworkName;
 use netns_policy::plan::Step;
 use netns_policy::ruleset::compile::Capabilities;
@@ -19,7 +21,7 @@ use super::{Applied, Checked, Confirm, Error, How, Occupied, Orchestrator, Plann
 use crate::clock;
 use crate::drift::cookies;
 use crate::held;
-use crate::kernel::{Linux, occupants, probe};
+use crate::kernel::{Linux, listener, occupants, probe};
 use crate::lockout;
 use crate::reconcile;
 use crate::report::Report;
@@ -85,6 +87,7 @@ impl Orchestrator {
         let base = store.current_unless_lost()?;
         let goal = self.goal(store, base, &planned, goal)?;
         let waits = self.allowed(&planned, store, how, (base, goal))?;
+        self.ports_are_free(&planned)?;
         self.make_way(&planned, how.running)?;
         if !store.generations()?.contains(&goal) {
             write(store, &planned, base, goal)?;
@@ -161,6 +164,25 @@ impl Orchestrator {
             Confirm::OverSsh => how.session.map(|_| Confirm::USUAL),
             Confirm::Within(within) => Some(within),
         })
+    }
+
+    /// Sees that no program on the host listens on a port that is about to be led elsewhere: its callers would be taken
+    /// from it. What is led elsewhere already stays so.
+    fn ports_are_free(&self, planned: &Planned) -> Result<(), Error> {
+        let comes = |exposure: &&Exposure| {
+            let is_it = |change: &Change| {
+                matches!(change, Change::AddEdge(edge) if edge.from == exposure.way.word()
+                    && edge.ports == Some(exposure.ports) && exposure.service.as_str() == edge.to)
+            };
+            exposure.way.is_on_host() && planned.plan.changes.iter().any(is_it)
+        };
+        for exposure in planned.checked.graph.exposures().iter().filter(comes) {
+            let Some(port) = exposure.way.external() else { continue };
+            if listener::is_taken(exposure.ports.protocol(), port) {
+                return Err(Error::PortTaken { exposure: exposure.to_string(), port, at: exposure.at.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Sees that no process is in a service that is removed.

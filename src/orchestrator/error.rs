@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use netns_policy::address::AddressError;
 use netns_policy::diagnostic::PolicyErrors;
+use netns_policy::graph::Location;
 use netns_policy::layout::LayoutError;
 use netns_policy::name::NetworkName;
 use netns_policy::plan::Step;
@@ -193,6 +194,16 @@ pub enum Error {
     /// There is no generation to go back to.
     #[error("there is no generation before this one")]
     NoParent,
+    /// A program on the host listens on a port that an exposure would lead elsewhere.
+    #[error("{at}: {exposure} takes port {port} of the machine, and a program on the host listens there")]
+    PortTaken {
+        /// The exposure.
+        exposure: String,
+        /// The port of the machine.
+        port: u16,
+        /// Where it is written.
+        at: Location,
+    },
     /// The change would take away the way by which the operator came in.
     #[error("you came in by {path}, and this change closes it")]
     Narrows {

@@ -116,6 +116,7 @@ fn exit_code(error: &Error) -> u8 {
         | Error::NoNetwork { .. }
         | Error::Policy(_)
         | Error::PoolTaken { .. }
+        | Error::PortTaken { .. }
         | Error::Read(_)
         | Error::Usage { .. } => 2,
         Error::Own(error) if !matches!(error, OwnError::Rewrite(_) | OwnError::Store(_)) => 2,
@@ -261,6 +262,7 @@ fn code(error: &Error) -> &'static str {
         Error::Own(e) => e.code(),
         Error::Policy(_) => "E0100",
         Error::PoolTaken { .. } => "E0501",
+        Error::PortTaken { .. } => "E0606",
         Error::Probe(_) => nsctl::kernel::probe::ProbeError::CODE,
         Error::NoIpv6 | Error::Sandbox(_) => "E0901",
         Error::Read(e) => e.0.first().map_or("E0001", ReadError::code),
@@ -340,6 +342,9 @@ fn help(error: &Error) -> Option<String> {
         }
         #[cfg(feature = "daemon")]
         Error::Daemon(_) => Some("see its log (`journalctl -u nsctld`); `nsctl apply` needs no daemon".into()),
+        Error::PortTaken { port, .. } => Some(format!(
+            "nothing was changed: stop that program (`ss -lntup 'sport = :{port}'` names it), or expose on another port"
+        )),
         Error::Hold { .. } => Some("nothing was changed; without --confirm nobody needs to go back".into()),
         Error::Unproved(_) => {
             Some("this is a mistake of nsctl, and nothing was changed: please report it with the policy".into())
