@@ -89,6 +89,16 @@ rows! {
         fs::write("/proc/sys/user/max_net_namespaces", "100").unwrap();
         shell.case("ok-policy.toml", APPLY);
     };
+    row_076_port_that_somebody_holds = 76 in in_sandbox: |shell| {
+        let _internet = Internet::make().unwrap();
+        let held = std::net::TcpListener::bind(("0.0.0.0", 443)).unwrap();
+        let exposed = "[service.a]\nports = { web = \"tcp:8443\" }\n[service.a.expose.port]\nports = { \"443\" = \"web\" }\n";
+        write(&format!("{HEAD}pool4 = \"10.31.0.0/24\"\n{exposed}"));
+        shell.case("policy.toml", APPLY);
+        assert!(!Path::new("/run/netns/node+fabric").exists(), "nothing was applied");
+        drop(held);
+        shell.case("ok-policy.toml", APPLY);
+    };
     row_098_firewall_in_the_way = 98 in in_sandbox: |shell| {
         let _internet = Internet::make().unwrap();
         write(&format!("{HEAD}pool4 = \"10.31.0.0/24\"\n[service.a]\noutbound = \"direct\"\ndns = \"none\"\n"));

@@ -121,11 +121,8 @@ pub const ROWS: [Row; 105] = [
 ];
 
 /// Rows that nobody can be told yet, and why.
-pub const LATER: &[(u16, &str)] = &[
-    (76, "nothing is served on a port of the machine yet, so nobody is in its way"),
-    (86, "there are no tunnels yet; two exposures on one port are row 75"),
-    (88, "there are no QR codes yet"),
-];
+pub const LATER: &[(u16, &str)] =
+    &[(86, "there are no tunnels yet; two exposures on one port are row 75"), (88, "there are no QR codes yet")];
 
 /// What is bad in that row.
 pub fn title(row: u16) -> &'static str {
