@@ -252,7 +252,7 @@ pub fn make_so(nsctl: &Orchestrator, written: Option<Written>) -> Result<Applied
 }
 
 fn on_host(graph: &AllowGraph) -> impl Iterator<Item = &Exposure> {
-    graph.exposures().iter().filter(|exposure| Side::ALL.iter().any(|side| side.word() == exposure.way.word()))
+    graph.written_exposures().iter().filter(|exposure| Side::ALL.iter().any(|side| side.word() == exposure.way.word()))
 }
 
 fn entrance(exposure: &Exposure) -> Entrance {

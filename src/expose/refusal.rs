@@ -66,7 +66,7 @@ pub(super) fn not_written_here(own: &Own, policy: Option<&Checked>, unwanted: &C
     };
     let written: Vec<String> = policy
         .graph
-        .exposures()
+        .written_exposures()
         .iter()
         .filter(is_meant)
         .map(|exposure| format!("{exposure} at {}", exposure.at))
