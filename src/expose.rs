@@ -20,7 +20,7 @@ use netns_policy::exposure::Exposure;
 use netns_policy::graph::{AllowGraph, Location};
 use netns_policy::name::FragmentName;
 
-use crate::orchestrator::{Applied, Error, Options, Orchestrator};
+use crate::orchestrator::{Applied, Error, How, Options, Orchestrator};
 use crate::own::{Own, Written};
 
 mod choice;
@@ -240,12 +240,14 @@ impl Which {
 /// # Errors
 ///
 /// As [`Orchestrator::apply`]. What had been begun is taken back as far as the kernel lets it.
-pub fn make_so(nsctl: &Orchestrator, written: Option<Written>) -> Result<Applied, Box<NotApplied>> {
-    nsctl.apply().map_err(|error| {
+///
+/// What services spoil in their own namespaces is in the report, and no reason to open a way again.
+pub fn make_so(nsctl: &Orchestrator, written: Option<Written>, how: &How) -> Result<Applied, Box<NotApplied>> {
+    nsctl.apply_but_for(how).map_err(|error| {
         let file = written.map_or(Ok(()), Written::put_back);
         if file.is_ok() && !matches!(error, Error::Policy(_) | Error::Read(_)) {
             // A step may have been done already. What cannot be taken back now, the next apply finds.
-            nsctl.apply().ok();
+            nsctl.apply_but_for(&How::default()).ok();
         }
         Box::new(NotApplied { error, file })
     })

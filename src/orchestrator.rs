@@ -528,7 +528,11 @@ impl Orchestrator {
         capabilities: Capabilities,
     ) -> Result<Planned, Error> {
         let graph = &checked.graph;
-        pool_is_free(graph, &observed)?;
+        let network = graph.network();
+        // A pool that is in use stays so, whatever somebody's link or route says by now.
+        if observed.fabric.is_none() || book.pool4 != Some(network.pool4) || book.pool6 != network.pool6 {
+            pool_is_free(graph, &observed)?;
+        }
         let addresses = AddressPlan::assign(graph, book, clock::now(), self.options.renumber)?;
         let (desired, next_index) = Desired::new(graph, &addresses, &observed, capabilities, book.next_index);
         if let Some(netns) = observed.foreign.union(&observed.neighbours).find(|netns| wants(&desired, netns)) {
@@ -547,6 +551,21 @@ impl Orchestrator {
         let unserved = graph.exposures().iter().filter(|exposure| !exposure.way.is_on_host());
         let exposures = unserved.map(|exposure| Note::NotServed { exposure: exposure.to_string() });
         exposures.chain(crate::uplink::notes(planned, &self.options.netns)).collect()
+    }
+}
+
+impl Applied {
+    /// It, if no service spoils what was done in its namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spoiled`].
+    pub fn whole(mut self) -> Result<Self, Error> {
+        if self.report.spoiled.is_empty() {
+            return Ok(self);
+        }
+        let spoiled = std::mem::take(&mut self.report.spoiled);
+        Err(Error::Spoiled { report: Box::new(self.report), spoiled })
     }
 }
 

@@ -341,7 +341,7 @@ fn a_process_that_could_undo_its_lock_is_named() {
 fn a_process_without_power_is_seen_and_not_complained_of() {
     in_root_sandbox(|| {
         let network = applied();
-        let _harmless = Sleeper::of(&mut command("exec --user nobody web -- sleep 100"));
+        let harmless = Sleeper::of(&mut command("exec --user nobody web -- sleep 100"));
         let seen = of("privileges");
         assert!(is_well("privileges"), "{seen:?}");
         let occupants = of("occupants");
@@ -356,6 +356,7 @@ fn a_process_without_power_is_seen_and_not_complained_of() {
             able.0.id()
         );
         assert_eq!(of("privileges"), [expected]);
+        drop((harmless, able));
         network.down();
     });
 }

@@ -127,7 +127,7 @@ fn what_cannot_be_applied_is_not_left_written() {
             Opening { service: "web".into(), side: Side::Lan, outside: None, port: Some("http".into()), relay: None };
         let changed = open(nsctl.options(), None, &opening, false).unwrap();
         assert_ne!(policies.own().as_ref(), Some(&before), "the control: it is written before it is applied");
-        let failed = make_so(&nsctl, changed.written).unwrap_err();
+        let failed = make_so(&nsctl, changed.written, &nsctl::How::default()).unwrap_err();
         assert!(matches!(failed.error, Error::Foreign { .. }) && failed.file.is_ok(), "{failed:?}");
         assert_eq!(policies.own(), Some(before));
     });

@@ -54,9 +54,9 @@ pub struct Reload {
     /// Waits for no confirmation.
     #[serde(default)]
     pub no_confirm: bool,
-    /// Ends what runs in services that are removed.
+    /// Ends what runs in services that are removed, and waits so many seconds for it.
     #[serde(default)]
-    pub stop: bool,
+    pub stop: Option<u64>,
     /// The connection of the caller.
     pub session: Option<Session>,
 }

@@ -20,7 +20,7 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -118,6 +118,21 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// The longest that a compare may take before the daemon counts as hanging: one of a thousand services, with repairs, on
+/// a slow machine takes seconds. A reload takes as long as its processes take to end, and is not counted.
+const HANGS: Duration = Duration::from_secs(120);
+
+/// Tells systemd that the daemon lives, as long as it does not hang.
+async fn beat(every: Duration, busy: Arc<Mutex<Option<Instant>>>) {
+    loop {
+        let since = *busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_none_or(|since| since.elapsed() < HANGS) {
+            sd_notify::notify(&[NotifyState::Watchdog]).ok();
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
 struct Daemon {
     nsctl: Orchestrator,
     settings: Settings,
@@ -125,6 +140,8 @@ struct Daemon {
     /// When each is compared next.
     due: BTreeMap<NetworkName, Instant>,
     shared: Shared,
+    /// The directories that are watched, as they were.
+    watched: Vec<(PathBuf, Option<(u64, u64)>)>,
 }
 
 /// What is known, for those who ask.
@@ -160,7 +177,7 @@ impl Daemon {
             source: io::Error::other(error),
         })?;
         let shared = Shared { snapshot: Arc::new(Mutex::new(snapshot)), fleets: Fleets::new(launcher) };
-        Ok(Self { nsctl, settings, networks: BTreeMap::new(), due: BTreeMap::new(), shared })
+        Ok(Self { nsctl, settings, networks: BTreeMap::new(), due: BTreeMap::new(), shared, watched: Vec::new() })
     }
 
     async fn serve(mut self) -> Result<(), DaemonError> {
@@ -180,11 +197,11 @@ impl Daemon {
         self.compare_due(&mut watch, Instant::now()).await;
         sd_notify::notify(&[NotifyState::Ready]).ok();
         tracing::info!(networks = self.networks.len(), "ready");
-        let beat = sd_notify::watchdog_enabled().map(|within| within / 2);
-        let mut next_beat = beat.map(|beat| Instant::now() + beat);
+        let busy = Arc::new(Mutex::new(None));
+        let beat = sd_notify::watchdog_enabled().map(|within| tokio::spawn(beat(within / 2, Arc::clone(&busy))));
         let mut forgiven = Instant::now();
         loop {
-            let next = self.due.values().copied().chain(watch.next_wake()).chain(next_beat).min();
+            let next = self.due.values().copied().chain(watch.next_wake()).min();
             let next = next.unwrap_or_else(|| Instant::now() + EVERY);
             tokio::select! {
                 voices = watch.hear() => match voices {
@@ -206,14 +223,15 @@ impl Daemon {
                 watch.forgive();
                 forgiven = now;
             }
-            if next_beat.is_some_and(|next| next <= now) {
-                sd_notify::notify(&[NotifyState::Watchdog]).ok();
-                next_beat = beat.map(|beat| now + beat);
-            }
+            *busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
             self.compare_due(&mut watch, now).await;
+            *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         sd_notify::notify(&[NotifyState::Stopping]).ok();
         self.shared.fleets.stop().await;
+        if let Some(beat) = beat {
+            beat.abort();
+        }
         control.abort();
         metrics.abort();
         std::fs::remove_file(run.join(CONTROL)).ok();
@@ -228,7 +246,6 @@ impl Daemon {
             Some(only) => vec![only.clone()],
             None => self.nsctl.recorded_networks().unwrap_or_default(),
         };
-        let before: BTreeSet<NetworkName> = self.networks.keys().cloned().collect();
         for network in all {
             self.networks.entry(network.clone()).or_insert_with(|| {
                 self.due.insert(network.clone(), Instant::now());
@@ -237,15 +254,20 @@ impl Daemon {
         }
         let state = self.nsctl.options().state.clone();
         let gone = |network: &NetworkName| self.settings.network.is_none() && !state.join(network.as_str()).is_dir();
+        for network in self.networks.keys().filter(|network| gone(network)) {
+            self.shared.fleets.want(network, Vec::new());
+        }
         self.networks.retain(|network, _| !gone(network));
         self.due.retain(|network, _| self.networks.contains_key(network));
-        if before.is_empty() || !self.networks.keys().eq(before.iter()) {
-            let own: Vec<PathBuf> = self.networks.values().flat_map(Watched::directories).collect();
-            let options = self.nsctl.options();
-            let all: Vec<&Path> = [options.netns.as_path(), options.state.as_path()]
-                .into_iter()
-                .chain(own.iter().map(PathBuf::as_path))
-                .collect();
+        let options = self.nsctl.options();
+        let own = self.networks.values().flat_map(Watched::directories);
+        let all: Vec<PathBuf> = [options.netns.clone(), options.state.clone()].into_iter().chain(own).collect();
+        // One that comes later, or is replaced, is watched from then on.
+        let identity = |path: &PathBuf| std::fs::metadata(path).ok().map(|is| (is.dev(), is.ino()));
+        let now: Vec<_> = all.iter().map(|path| (path.clone(), identity(path))).collect();
+        if now != self.watched {
+            self.watched = now;
+            let all: Vec<&Path> = all.iter().map(PathBuf::as_path).collect();
             if let Err(error) = watch.files(&all) {
                 tracing::error!("cannot watch the state directory: {error}");
             }
@@ -287,7 +309,9 @@ impl Daemon {
                 Err(error) => {
                     // A panic is a mistake of ours, and no reason to leave the others alone.
                     tracing::error!(%network, "the compare did not end: {error}");
-                    (Watched::new(self.nsctl.clone(), network.clone()), Compared::default())
+                    let mut anew = Watched::new(self.nsctl.clone(), network.clone());
+                    anew.snapshot.error = Some("the compare did not end: a mistake of nsctl's".into());
+                    (anew, Compared { again: Some(Duration::from_secs(5)), ..Compared::default() })
                 }
             };
             drift |= compared.drift;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use netns_policy::hold::spoiled;
 use netns_policy::name::NetworkName;
+use netns_policy::network::HostNetwork;
 use netns_policy::plan::{Plan, Site};
 use netns_policy::ruleset::compile::Capabilities;
 
@@ -14,7 +15,7 @@ use super::snapshot::{NetworkSnapshot, REMEMBERED, Repair};
 use super::workers::wanted;
 use crate::orchestrator::history::Settled;
 use crate::orchestrator::mend::InForce;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 use crate::worker::Spec;
 use crate::{Error, Orchestrator, Planned, clock, drift, held};
 
@@ -48,6 +49,11 @@ pub(super) struct Watched {
     told: Vec<String>,
     /// How often in a row it could not be compared or mended.
     failures: u32,
+    /// What the host's own network was when it was last compared: where that has become another one, what is to be done
+    /// is no fault of anybody's.
+    host: Option<HostNetwork>,
+    /// Whether what is held is on record, so that its absence there means that the operator has lifted it.
+    recorded: bool,
     pub(super) snapshot: NetworkSnapshot,
 }
 
@@ -63,6 +69,8 @@ impl Watched {
             held,
             told: Vec::new(),
             failures: 0,
+            host: None,
+            recorded: true,
             snapshot: NetworkSnapshot::default(),
         }
     }
@@ -118,6 +126,9 @@ impl Watched {
         self.snapshot.confirm_within = left.map(|left| left.as_secs());
         self.refresh()?;
         let Some(in_force) = self.in_force.clone() else {
+            self.snapshot.drift.clear();
+            self.snapshot.held.clear();
+            self.held.clear();
             return Ok(Compared { drift: false, again: left, workers: Some(Vec::new()) });
         };
         self.lifted();
@@ -128,6 +139,7 @@ impl Watched {
             let planned = self.nsctl.look_in(&in_force)?;
             let plan = Orchestrator::left(&planned, &self.held);
             if plan.is_empty() {
+                self.host = Some(host_of(&planned));
                 let changes = if self.held.is_empty() { planned.plan.changes.clone() } else { Vec::new() };
                 let planned = Planned { plan: Plan { changes, ..plan }, ..planned };
                 workers = Some(wanted(&planned, &self.nsctl.kernel(&self.network)?));
@@ -135,13 +147,16 @@ impl Watched {
                 self.tell(drift::drift(&planned, &extra).iter().map(ToString::to_string).collect());
                 break;
             }
+            let host = host_of(&planned);
+            let is_spoiled = self.host.as_ref() == Some(&host);
+            self.host = Some(host);
             let sites = spoiled(&plan, &planned.observed, &planned.desired);
-            let spent = self.budget.spent(&sites, Instant::now());
+            let spent = if is_spoiled { self.budget.spent(&sites, Instant::now()) } else { BTreeSet::new() };
             if !spent.is_empty() {
                 self.hold(spent);
             }
             // Only under the lock one knows that it is not half of a change that somebody makes now.
-            drift |= self.mend(&in_force, turn == 0)?;
+            drift |= self.mend(&in_force, turn == 0, is_spoiled)?;
             again = Some(again.map_or(SOON, |again| again.min(SOON)));
         }
         Ok(Compared { drift, again, workers })
@@ -150,7 +165,10 @@ impl Watched {
     /// Reads what is in force, if that is another one now.
     fn refresh(&mut self) -> Result<(), Error> {
         let (number, _) = self.nsctl.in_force_now(&self.network)?;
-        if self.in_force.as_ref().map(|in_force| in_force.number) == number {
+        // A restored backup may have another policy under the same number.
+        let digest = number.map(|number| self.nsctl.digest_of(&self.network, number)).transpose()?;
+        let known = self.in_force.as_ref().map(|in_force| (in_force.number, store::digest(&in_force.checked.sources)));
+        if known == number.zip(digest) {
             return Ok(());
         }
         self.in_force = self.nsctl.load(&self.network, self.capabilities)?;
@@ -177,7 +195,9 @@ impl Watched {
         if self.held.is_empty() {
             return;
         }
-        if held::read(&self.nsctl.options().run, &self.network).is_empty() {
+        if !self.recorded {
+            self.record();
+        } else if held::read(&self.nsctl.options().run, &self.network).is_empty() {
             tracing::info!(network = %self.network, "no place is held closed any more");
             self.held.clear();
             self.budget.clear();
@@ -186,14 +206,16 @@ impl Watched {
     }
 
     /// One turn. Whether something was not as it ought to be.
-    fn mend(&mut self, in_force: &InForce, first: bool) -> Result<bool, Error> {
+    fn mend(&mut self, in_force: &InForce, first: bool, is_spoiled: bool) -> Result<bool, Error> {
         let mended = self.nsctl.mend(in_force, &self.held)?;
         let plan = &mended.before.plan;
         if plan.is_empty() {
             return Ok(false);
         }
         let drift: Vec<String> = drift::undone(&mended.before).iter().map(ToString::to_string).collect();
-        if first {
+        if first && !is_spoiled {
+            tracing::info!(network = %self.network, "followed the host's own network: {}", drift.join("; "));
+        } else if first {
             let sites = spoiled(plan, &mended.before.observed, &mended.before.desired);
             self.budget.spend(&sites, Instant::now());
             self.snapshot.repairs += 1;
@@ -220,7 +242,13 @@ impl Watched {
         );
         self.held.extend(sites);
         self.snapshot.held = self.held.iter().map(held::word).collect();
-        if let Err(error) = held::record(&self.nsctl.options().run, &self.network, &self.held) {
+        self.record();
+    }
+
+    fn record(&mut self) {
+        let recorded = held::record(&self.nsctl.options().run, &self.network, &self.held);
+        self.recorded = recorded.is_ok();
+        if let Err(error) = recorded {
             tracing::error!(network = %self.network, "cannot record who is held closed: {error}");
         }
     }
@@ -239,6 +267,12 @@ impl Watched {
         self.snapshot.held = self.held.iter().map(held::word).collect();
         self.snapshot.drift = drift;
     }
+}
+
+/// The host's own network, as far as rules depend on it.
+fn host_of(planned: &Planned) -> HostNetwork {
+    let nothing = BTreeMap::new();
+    HostNetwork { sysctls: nothing.clone(), before: nothing, ..planned.observed.host.clone() }
 }
 
 /// An error with its causes, in one line.

@@ -17,7 +17,9 @@ use netns_policy::ruleset::compile::Capabilities;
 use netns_policy::topology::Place;
 
 use super::recording::{Recording, run};
-use super::{Applied, Checked, Confirm, Error, How, Occupied, Orchestrator, Planned, Running, TURNS, is_up, proved};
+use super::{
+    Applied, Checked, Confirm, Error, How, Occupied, Orchestrator, Planned, Running, TURNS, history, is_up, proved,
+};
 use crate::clock;
 use crate::drift::cookies;
 use crate::held;
@@ -59,16 +61,30 @@ impl Orchestrator {
     /// [`Error::NoWayBack`]; [`Error::Occupied`]; [`Error::Unrecorded`]; [`Error::Step`] when the kernel refuses a step: then nothing is open that neither the old nor
     /// the new policy allows, and the next call goes on from there.
     pub fn apply_with(&self, how: &How) -> Result<Applied, Error> {
-        let checked = self.check_guarded()?;
+        self.apply_but_for(how)?.whole()
+    }
+
+    /// The same, where it is no failure that services spoil what is done in their own namespaces: that is in the report.
+    ///
+    /// # Errors
+    ///
+    /// As [`Orchestrator::apply_with`], but [`Error::Spoiled`].
+    pub fn apply_but_for(&self, how: &How) -> Result<Applied, Error> {
+        let network = self.check_guarded()?.graph.network().name.clone();
         // Before the state directory is made.
         probe::capabilities()?;
-        let store = self.store(&checked.graph.network().name);
+        let store = self.store(&network);
         let base = store.current()?;
         let against = how.against.or(base);
         let _guard = store.lock()?;
-        self.settled(&store, &checked.graph.network().name)?;
+        self.settled(&store, &network)?;
         let is = store.current()?;
         if is != against {
+            return Err(Error::Moved { against, is });
+        }
+        // Read under the lock: what was read before may be older than what somebody has applied since.
+        let checked = self.check_guarded()?;
+        if checked.graph.network().name != network {
             return Err(Error::Moved { against, is });
         }
         self.enforce(checked, &store, how, Goal::Read)
@@ -85,10 +101,16 @@ impl Orchestrator {
             planned = self.planned_again(planned, store, capabilities)?;
         }
         let base = store.current_unless_lost()?;
+        let is_new = matches!(goal, Goal::Read);
         let goal = self.goal(store, base, &planned, goal)?;
         let waits = self.allowed(&planned, store, how, (base, goal))?;
-        self.ports_are_free(&planned)?;
-        self.make_way(&planned, how.running)?;
+        if is_new {
+            // Going back is for who may be locked out, and a start for a machine that nobody can walk to.
+            self.ports_are_free(&planned)?;
+        }
+        if how.running == Running::Refuse {
+            self.make_way(&planned, how.running)?;
+        }
         if !store.generations()?.contains(&goal) {
             write(store, &planned, base, goal)?;
         }
@@ -98,17 +120,28 @@ impl Orchestrator {
             }
             None => None,
         };
+        if let (Running::Stop(_), Err(error)) = (how.running, self.make_way(&planned, how.running)) {
+            if pending.is_some() {
+                store.forget_pending()?;
+            }
+            return Err(error);
+        }
         // Whoever asks for a change has seen why a place is held closed, or sees it now.
         held::lift(&self.options.run, &network);
         let changes = planned.plan.changes.clone();
         let mut report = Report::default();
-        let turned = self.turns(planned, store, capabilities, &mut report);
-        if let Ok(_) | Err(Error::Spoiled { .. }) = turned {
-            // What one service spoils inside is no reason to leave everybody else with the old one.
-            let recorded = self.in_force(store, base, goal, pending.as_ref());
-            recorded.map_err(|source| Error::Unrecorded { source })?;
-        }
-        let planned = turned?;
+        let planned = match self.turns(planned, store, capabilities, &mut report) {
+            Ok(planned) => planned,
+            Err(error) if pending.is_some() => {
+                // It waits for nobody: half of it is worse than either.
+                self.undo(store, &network, base).ok();
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        // What one service spoils inside is no reason to leave everybody else with the old one.
+        let recorded = self.in_force(store, base, goal, pending.as_ref());
+        recorded.map_err(|source| Error::Unrecorded { source })?;
         let pending = match (pending, waits) {
             (Some(mut pending), Some(within)) => {
                 // The time is the operator's, not that of the turn.
@@ -204,15 +237,40 @@ impl Orchestrator {
         for netns in netns {
             let occupied = || Ok::<_, Error>(occupants(linux, &netns)?.processes);
             let mut inside = occupied()?;
-            if running == Running::Stop && !inside.is_empty() {
-                crate::stop::stop(|| occupants(linux, &netns).map(|all| all.processes))?;
+            if let Running::Stop(patience) = running
+                && !inside.is_empty()
+            {
+                crate::stop::stop(patience, || occupants(linux, &netns).map(|all| all.processes))?;
                 inside = occupied()?;
             }
             if !inside.is_empty() {
                 all.push(Occupied::new(netns, &inside));
             }
         }
-        if all.is_empty() { Ok(()) } else { Err(Error::Occupied { all, stopped: running == Running::Stop }) }
+        let stopped = matches!(running, Running::Stop(_));
+        if all.is_empty() { Ok(()) } else { Err(Error::Occupied { all, stopped }) }
+    }
+
+    /// Goes back to what was in force, at once and for good.
+    pub(super) fn undo(&self, store: &Store, network: &NetworkName, back: Option<Number>) -> Result<(), Error> {
+        match back {
+            Some(back) => {
+                // Whatever runs in a service that was new goes on without a network: the operator may be locked out. And
+                // what was renumbered is numbered back.
+                let how = How { running: Running::Leave, ..How::default() };
+                let mut options = self.options.clone();
+                options.renumber = true;
+                let kept = history::kept(store, back)?;
+                let undone = Orchestrator::new(options).enforce(kept, store, &how, Goal::Kept(back))?;
+                drop(undone);
+            }
+            None => {
+                let (_, _) = self.take_down(network, store, &mut Vec::new())?;
+                store.set_current(None)?;
+            }
+        }
+        // Last, so that a crash before this goes back once more.
+        Ok(store.forget_pending()?)
     }
 
     /// Records that the change waits, and starts who goes back: before anything is changed.
@@ -241,15 +299,16 @@ impl Orchestrator {
             self.carry_out(&planned, store, report, turn == TURNS)?;
             planned = self.planned_again(planned, store, capabilities)?;
             match planned.plan.steps.first() {
-                None => break,
-                // Somebody inside spoils it each time; everybody else is served.
-                Some(_) if turn == TURNS && !report.spoiled.is_empty() => {
-                    let spoiled = std::mem::take(&mut report.spoiled);
-                    return Err(Error::Spoiled { report: Box::new(std::mem::take(report)), spoiled });
+                None => {
+                    report.spoiled.clear();
+                    break;
                 }
+                // Somebody inside spoils it each time; everybody else is served.
+                Some(_) if turn == TURNS && !report.spoiled.is_empty() => break,
                 Some(step) if turn == TURNS => {
                     if let Some(spoiled) = reconcile::undone_inside(&planned.plan) {
-                        return Err(Error::Spoiled { report: Box::new(std::mem::take(report)), spoiled });
+                        report.spoiled = spoiled;
+                        break;
                     }
                     return Err(Error::Unfinished { left: planned.plan.steps.len(), first: Box::new(step.clone()) });
                 }
@@ -271,9 +330,11 @@ impl Orchestrator {
             return Ok(());
         }
         store.set_current(Some(goal))?;
-        store.note(if pending.is_some() { Event::Pending } else { Event::Applied }, Some(goal))?;
+        // It is so, with these lines and without old generations or not.
+        store.note(if pending.is_some() { Event::Pending } else { Event::Applied }, Some(goal)).ok();
         let kept: Vec<Number> = base.into_iter().chain([goal]).collect();
-        store.prune(KEPT, &kept)
+        store.prune(KEPT, &kept).ok();
+        Ok(())
     }
 
     /// What another network has set already is not as it was before us: its record of that becomes ours too, so that
@@ -295,9 +356,14 @@ impl Orchestrator {
     }
 
     fn carry_out(&self, planned: &Planned, store: &Store, report: &mut Report, last: bool) -> Result<(), Error> {
-        if store.addresses()? != planned.book {
-            // Before anything is made with them: an index that was used once must never be given out again.
-            store.record_addresses(&planned.book)?;
+        let recorded = store.addresses()?;
+        if recorded != planned.book
+            && let Err(error) = store.record_addresses(&planned.book)
+            // Before anything is made with them: an index that was used once must never be given out again. Where none
+            // is new, a full disk keeps nobody from going back.
+            && recorded.next_index != planned.book.next_index
+        {
+            return Err(error.into());
         }
         let linux = self.linux(&planned.desired.network, store)?;
         let done = run(&Recording::strict(&linux, store), &planned.plan, report, last);

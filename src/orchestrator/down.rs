@@ -56,8 +56,9 @@ impl Orchestrator {
         let ours = linux.observe()?.namespaces;
         self.vacate(&linux, services.filter(|netns| ours.contains_key(netns)).collect(), running)?;
         // First, so that nobody brings back what is half down.
+        let forgotten = store.forget_pending();
         let recorded = is_recorded(&store).and_then(|is| if is { store.set_current(None) } else { Ok(()) });
-        if let Err(error) = recorded.and_then(|()| store.forget_pending()) {
+        if let Err(error) = recorded.and(forgotten) {
             notes.push(format!("{}: the generation stays recorded as in force", told(&error)));
         }
         cookies::forget(&linux);

@@ -101,6 +101,15 @@ impl Orchestrator {
         Ok((store.current()?, store.pending()?))
     }
 
+    /// The digest of the texts of a generation.
+    ///
+    /// # Errors
+    ///
+    /// When it is not kept.
+    pub fn digest_of(&self, network: &NetworkName, number: Number) -> Result<String, Error> {
+        Ok(self.store(network).meta(number)?.digest)
+    }
+
     /// What two generations differ in, as edges; `to` defaults to the one in force, `from` to the one before `to`.
     ///
     /// # Errors
@@ -147,19 +156,23 @@ impl Orchestrator {
             (None, None) => store.meta(is.ok_or(Error::NoParent)?)?.parent.ok_or(Error::NoParent)?,
         };
         let checked = kept(&store, to)?;
+        let mut options = self.options.clone();
+        // What was renumbered since is numbered back.
+        options.renumber = true;
+        let back = Orchestrator::new(options);
         let applied = if pending.is_some() {
             // This is what it waits for, or instead of it: nobody is to be asked once more. Whoever closes their own way
             // by it has said so by asking for a confirmation all the same.
             let session = how.session.filter(|_| !matches!(how.confirm, Confirm::Within(_)));
             let how = How { confirm: Confirm::Never, session, ..*how };
-            let applied = self.enforce(checked, &store, &how, Goal::Kept(to))?;
+            let applied = back.enforce(checked, &store, &how, Goal::Kept(to))?;
             store.forget_pending().map_err(|source| Error::Unrecorded { source })?;
             applied
         } else {
-            self.enforce(checked, &store, how, Goal::Kept(to))?
+            back.enforce(checked, &store, how, Goal::Kept(to))?
         };
-        store.note(Event::RolledBack, Some(to)).map_err(|source| Error::Unrecorded { source })?;
-        Ok(applied)
+        store.note(Event::RolledBack, Some(to)).ok();
+        applied.whole()
     }
 
     /// Closes every way in from outside, as a generation of its own that differs from the one in force in nothing else:
@@ -172,7 +185,7 @@ impl Orchestrator {
     pub fn close_all(&self, network: &NetworkName) -> Result<Option<Applied>, Error> {
         let store = self.store(network);
         let _guard = store.lock()?;
-        let pending = store.pending()?;
+        let mut pending = store.pending()?;
         let waits = pending.as_ref().and_then(|pending| pending.back);
         let Some(number) = waits.or(store.current()?) else { return Ok(None) };
         let mut sources = store.sources(number)?;
@@ -181,27 +194,41 @@ impl Orchestrator {
             sources.push(Source::toml("(nsctl expose --all off)", words));
         }
         let how = How { running: Running::Leave, ..How::default() };
-        let applied = self.enforce(Checked::of(sources)?, &store, &how, Goal::Read)?;
-        if pending.is_some() {
-            store.forget_pending()?;
+        let checked = Checked::of(sources)?;
+        let applied = match self.enforce(checked.clone(), &store, &how, Goal::Read) {
+            // Old generations are worth less than a closed door.
+            Err(Error::Store(StoreError::Io { .. })) => {
+                let kept: Vec<Number> = store.current()?.into_iter().chain([number]).collect();
+                store.prune(kept.len(), &kept).ok();
+                self.enforce(checked, &store, &how, Goal::Read)?
+            }
+            other => other?,
+        };
+        match &mut pending {
+            // It would be taken down, and still is: nobody has confirmed what it was.
+            Some(pending) if pending.back.is_none() => {
+                pending.generation = applied.generation;
+                store.record_pending(pending)?;
+            }
+            Some(_) => store.forget_pending()?,
+            None => {}
         }
         Ok(Some(applied))
     }
 
     /// Makes the generation in force so again, whatever the policy's files say by now: after the machine was started, and
-    /// to mend. Where none is in force yet, the files are applied.
+    /// to mend. With what a generation that waited came to; nothing is made where none is in force.
     ///
     /// # Errors
     ///
-    /// As [`Orchestrator::apply_with`], but that a generation which was not confirmed is no error: then the one before it
-    /// is made so, or nothing.
-    pub fn restore(&self, network: &NetworkName) -> Result<Option<Applied>, Error> {
+    /// As [`Orchestrator::apply_with`], but that it is no error when services spoil what is done in their namespaces.
+    pub fn restore(&self, network: &NetworkName) -> Result<(Settled, Option<Applied>), Error> {
         let store = self.store(network);
         let _guard = store.lock()?;
-        self.settle(&store, network)?;
-        let Some(number) = store.current()? else { return Ok(None) };
+        let settled = self.settle(&store, network)?;
+        let Some(number) = store.current()? else { return Ok((settled, None)) };
         let how = How { running: Running::Leave, ..How::default() };
-        Ok(Some(self.enforce(kept(&store, number)?, &store, &how, Goal::Kept(number))?))
+        Ok((settled, Some(self.enforce(kept(&store, number)?, &store, &how, Goal::Kept(number))?)))
     }
 
     /// Keeps what waits. `session` is the connection of the caller.
@@ -236,26 +263,37 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// When the record cannot be read, or going back fails for good: it is tried again for a while.
+    /// When the record cannot be read at all. What fails later is tried again, without end.
     pub fn hold(&self, network: &NetworkName) -> Result<Settled, Error> {
         const STEP: Duration = Duration::from_millis(500);
-        const TRIES: u32 = 120;
+        const LONGEST: Duration = Duration::from_secs(30);
         let store = self.store(network);
         let Some(first) = store.pending()? else { return Ok(Settled::Nothing) };
-        let mut failed = 0;
+        let mut pause = STEP;
         loop {
-            match store.pending()?.map(|pending| (pending.generation, pending.fate())) {
-                // Sleeping does not count the time that the machine is suspended, so never sleep long.
-                Some((generation, Fate::Waits(left))) if generation == first.generation => sleep(left.min(STEP)),
-                Some((generation, _)) if generation == first.generation => match self.expire(network) {
-                    Ok(settled) => return Ok(settled),
-                    Err(error) if failed >= TRIES => return Err(error),
-                    Err(_) => {
-                        failed += 1;
-                        sleep(STEP);
-                    }
+            let waits = match store.pending() {
+                // It changes while it is read when the time begins anew; and a process may be short of something.
+                Err(_) => None,
+                Ok(Some(pending)) if pending.generation == first.generation => match pending.fate() {
+                    Fate::Waits(left) => Some(left),
+                    Fate::Expired | Fate::Rebooted => match self.expire(network) {
+                        Ok(Settled::Waits(_, left)) => Some(left),
+                        Ok(settled) => return Ok(settled),
+                        Err(_) => None,
+                    },
                 },
-                _ => return Ok(Settled::Nothing),
+                Ok(_) => return Ok(Settled::Nothing),
+            };
+            match waits {
+                // Sleeping does not count the time that the machine is suspended, so never sleep long.
+                Some(left) => {
+                    pause = STEP;
+                    sleep(left.min(STEP));
+                }
+                None => {
+                    sleep(pause);
+                    pause = (pause * 2).min(LONGEST);
+                }
             }
         }
     }
@@ -286,24 +324,17 @@ impl Orchestrator {
     /// What waits, dealt with. The caller holds the lock.
     fn settle(&self, store: &Store, network: &NetworkName) -> Result<Settled, Error> {
         let Some(pending) = store.pending()? else { return Ok(Settled::Nothing) };
+        if store.current_unless_lost()?.is_some_and(|is| is > pending.generation) {
+            // A later one is in force: whoever put it there was cut off before they could say so here.
+            store.forget_pending()?;
+            return Ok(Settled::Nothing);
+        }
         let rebooted = match pending.fate() {
             Fate::Waits(left) => return Ok(Settled::Waits(pending, left)),
             Fate::Expired => false,
             Fate::Rebooted => true,
         };
-        match pending.back {
-            Some(back) => {
-                // Whatever runs in a service that was new goes on without a network: the operator may be locked out.
-                let how = How { running: Running::Leave, ..How::default() };
-                self.enforce(kept(store, back)?, store, &how, Goal::Kept(back))?;
-            }
-            None => {
-                let (_, _) = self.take_down(network, store, &mut Vec::new())?;
-                store.set_current(None)?;
-            }
-        }
-        // Last, so that a crash before this goes back once more.
-        store.forget_pending()?;
+        self.undo(store, network, pending.back)?;
         store.note(Event::Expired, Some(pending.generation)).ok();
         Ok(Settled::WentBack { from: pending.generation, to: pending.back, rebooted })
     }

@@ -32,8 +32,9 @@ pub enum Running {
     /// The change is refused.
     #[default]
     Refuse,
-    /// They are ended: SIGTERM, and after ten seconds SIGKILL.
-    Stop,
+    /// They are asked to end (SIGTERM), and waited for so long; nobody is killed, since what has money open must be let
+    /// close its books.
+    Stop(Duration),
     /// They live on without a network.
     Leave,
 }

@@ -61,7 +61,10 @@ impl Pending {
 
     /// What is to become of it now.
     pub fn fate(&self) -> Fate {
-        if self.boot != clock::boot() {
+        // A boot id that cannot be read for a moment is no other one.
+        if let (Some(then), Some(now)) = (&self.boot, clock::boot())
+            && *then != now
+        {
             return Fate::Rebooted;
         }
         match Duration::from_millis(self.deadline).checked_sub(clock::since_boot()) {

@@ -261,6 +261,12 @@ struct Steps {
     add_elements: Vec<Op>,
 }
 
+/// Whether the set has elements, all in a form that we make: those of a stranger's set go with it.
+fn is_of_ours(set: &Set) -> bool {
+    let width: usize = set.key.iter().map(|field| field.padded_len()).sum();
+    width > 0 && !set.elements.is_empty() && set.elements.keys().all(|key| key.from.len() == width)
+}
+
 impl Steps {
     fn in_order(self) -> Delta {
         let ops = [
@@ -290,7 +296,7 @@ impl Steps {
         for (name, set) in &old.sets {
             // An anonymous set belongs to its rule and goes with it.
             let anonymous = name.starts_with("__");
-            if !anonymous && !new.sets.contains_key(name) && !set.elements.is_empty() {
+            if !anonymous && !new.sets.contains_key(name) && is_of_ours(set) {
                 // What they allowed ends first, and by itself, as with a set that stays.
                 let of = Set { elements: set.elements.clone(), ..shape(set) };
                 let (table, set, inverted) = (id.clone(), name.clone(), asks_inverted(old, name));

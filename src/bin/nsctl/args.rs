@@ -114,8 +114,10 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         network: Option<NetworkName>,
         /// End the processes that run in its services.
-        #[arg(long)]
-        stop: bool,
+        ///
+        /// They are asked to (SIGTERM) and waited for, ten minutes or so long; nobody is killed.
+        #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "10m", value_parser = time)]
+        stop: Option<Duration>,
     },
     /// Names every difference between kernel and policy; exit code 1 if there is one.
     Drift,
@@ -374,16 +376,22 @@ pub struct Change {
     #[arg(long, conflicts_with = "confirm")]
     pub no_confirm: bool,
     /// End the processes that run in services that are removed.
-    #[arg(long)]
-    pub stop: bool,
+    ///
+    /// They are asked to (SIGTERM) and waited for, ten minutes or so long; nobody is killed.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "10m", value_parser = time)]
+    pub stop: Option<Duration>,
 }
 
 /// `90s`, `2m`, `1h`.
+fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "a time is a number and s, m or h: `90s`, `2m`".to_owned())
+}
+
+/// How long a confirmation is waited for.
 fn duration(text: &str) -> Result<Duration, String> {
     const LEAST: Duration = Duration::from_secs(5);
     const MOST: Duration = Duration::from_secs(24 * 60 * 60);
-    let time =
-        humantime::parse_duration(text).map_err(|_| "a time is a number and s, m or h: `90s`, `2m`".to_owned())?;
+    let time = time(text)?;
     if (LEAST..=MOST).contains(&time) { Ok(time) } else { Err("a confirmation is waited for 5s to 24h".into()) }
 }
 

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use netns_policy::name::NetworkName;
+use nsctl::orchestrator::history::Settled;
 use nsctl::session::Session;
 use nsctl::store::{Fate, Number, Pending};
 use nsctl::{Applied, Confirm, Error, How, Note, Orchestrator, Running};
@@ -18,6 +20,11 @@ pub fn holder(args: &Args) -> impl Fn(&NetworkName, &Pending) -> io::Result<()> 
     |network, pending| super::holder::start(&args.state, network, pending)
 }
 
+/// What becomes of processes in services that are removed.
+pub fn running(stop: Option<Duration>) -> Running {
+    stop.map_or(Running::Refuse, Running::Stop)
+}
+
 /// The change as it was asked for.
 pub fn how<'a>(
     change: Change,
@@ -30,7 +37,7 @@ pub fn how<'a>(
         (None, true) => Confirm::Never,
         (None, false) => Confirm::OverSsh,
     };
-    let running = if change.stop { Running::Stop } else { Running::Refuse };
+    let running = running(change.stop);
     How { confirm, running, against, session, hold: Some(hold) }
 }
 
@@ -45,10 +52,23 @@ pub fn apply(args: &Args, nsctl: &Orchestrator, against: Option<Number>, change:
 /// At boot: what was in force, whatever was written since.
 pub fn boot(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>) -> Result<ExitCode, Error> {
     let network = nsctl.recorded_network(network)?;
-    let applied = match nsctl.restore(&network)? {
-        Some(applied) => applied,
-        None => nsctl.apply()?,
+    let (settled, applied) = nsctl.restore(&network)?;
+    let went_back = match settled {
+        Settled::WentBack { from, to, rebooted } => Some(Error::WentBack { from, to, rebooted }),
+        Settled::Nothing | Settled::Waits(..) => None,
     };
+    let applied = match (applied, went_back) {
+        (Some(applied), went_back) => {
+            went_back.iter().for_each(output::talk);
+            applied
+        }
+        // What nobody has confirmed does not come into force by a reboot.
+        (None, Some(went_back)) => return Err(went_back),
+        (None, None) => nsctl.apply()?,
+    };
+    for spoiled in &applied.report.spoiled {
+        output::talk(format_args!("somebody inside spoils what is done there: {}", spoiled.step));
+    }
     tell(args, &applied);
     Ok(ExitCode::SUCCESS)
 }
@@ -121,9 +141,14 @@ fn note(note: &Note) -> String {
     code + &text
 }
 
-pub fn down(args: &Args, nsctl: &Orchestrator, network: Option<&NetworkName>, stop: bool) -> Result<ExitCode, Error> {
+pub fn down(
+    args: &Args,
+    nsctl: &Orchestrator,
+    network: Option<&NetworkName>,
+    stop: Option<Duration>,
+) -> Result<ExitCode, Error> {
     let network = network.map_or_else(|| nsctl.network(), |network| Ok(network.clone()))?;
-    let removed = nsctl.remove(network, if stop { Running::Stop } else { Running::Refuse })?;
+    let removed = nsctl.remove(network, running(stop))?;
     if args.verbose {
         removed.report.done.iter().for_each(|step| output::talk(format_args!("done: {step}")));
     }

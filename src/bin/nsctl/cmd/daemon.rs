@@ -54,8 +54,11 @@ fn reload_here(args: &Args, asked: &Reload) -> serde_json::Value {
         args.policy.clone_from(&asked.policy);
     }
     let nsctl = super::orchestrator(&args, false);
-    let change =
-        Change { confirm: asked.confirm.map(Duration::from_secs), no_confirm: asked.no_confirm, stop: asked.stop };
+    let change = Change {
+        confirm: asked.confirm.map(Duration::from_secs),
+        no_confirm: asked.no_confirm,
+        stop: asked.stop.map(Duration::from_secs),
+    };
     let hold = apply::holder(&args);
     match nsctl.apply_with(&apply::how(change, None, asked.session.as_ref(), &hold)) {
         Ok(applied) => apply::as_json(&applied),
@@ -69,7 +72,7 @@ pub fn reload(args: &Args, nsctl: &Orchestrator, change: Change) -> Result<ExitC
         policy: args.policy.iter().map(absolute).collect(),
         confirm: change.confirm.map(|within| within.as_secs()),
         no_confirm: change.no_confirm,
-        stop: change.stop,
+        stop: change.stop.map(|time| time.as_secs()),
         session: Session::of_caller(),
     });
     let answer = match daemon::ask(&nsctl.options().run, &request, PATIENCE) {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nsctl::expose::{self, Changed, Closing, Entrance, Handover, NotApplied, Opening, Side, Which};
-use nsctl::{Applied, Error, Orchestrator};
+use nsctl::session::Session;
+use nsctl::{Applied, Error, How, Orchestrator};
 use serde_json::json;
 
 use crate::args::{Args, Spot, Switch};
@@ -37,21 +38,37 @@ pub fn switch(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>, switch: Swit
         return carry_out(args, nsctl, asked, write()?);
     }
     // First in the kernel, from the record: a policy file that somebody has left half-edited must not keep a door open.
-    let closed = match nsctl.recorded_network(None) {
-        Ok(network) => nsctl.close_all(&network)?,
-        Err(_) => None,
+    // Where they do not say which network is meant, every one is.
+    let networks = match nsctl.recorded_network(None) {
+        Ok(network) => vec![network],
+        Err(_) => nsctl.recorded_networks()?,
     };
-    let Some(closed) = closed else { return carry_out(args, nsctl, asked, write()?) };
-    match write() {
+    let (mut closed, mut failed) = (Vec::new(), None);
+    for network in networks {
+        match nsctl.close_all(&network) {
+            Ok(applied) => closed.extend(applied),
+            // The others are closed all the same.
+            Err(error) => failed = Some(error),
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let Some(first) = closed.first() else { return carry_out(args, nsctl, asked, write()?) };
+    let code = match write() {
         Ok(changed) => {
-            report(args, asked, &changed, changed.written.is_some(), Some(&closed));
-            Ok(ExitCode::SUCCESS)
+            report(args, asked, &changed, changed.written.is_some(), Some(first));
+            ExitCode::SUCCESS
         }
         Err(error) => {
             output::talk("every way in is closed, but that could not be written down: the next apply opens them again");
-            Err(error)
+            return Err(error);
         }
+    };
+    for spoiled in closed.iter().flat_map(|applied| &applied.report.spoiled) {
+        output::talk(format_args!("somebody inside spoils what is done there: {}", spoiled.step));
     }
+    Ok(code)
 }
 
 /// What other changes the files hold is not to come into force by the way.
@@ -119,6 +136,9 @@ fn carry_out(args: &Args, nsctl: &Orchestrator, asked: &Asked<'_>, mut changed: 
     let is_due = !asked.dry_run && changed.is_heard;
     let applied = if is_due { Some(applied(args, nsctl, &changed, written)?) } else { None };
     report(args, asked, &changed, is_written, applied.as_ref());
+    for spoiled in applied.iter().flat_map(|applied| &applied.report.spoiled) {
+        output::talk(format_args!("somebody inside spoils what is done there: {}", spoiled.step));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -151,7 +171,10 @@ fn applied(
     written: Option<nsctl::own::Written>,
 ) -> Result<Applied, Error> {
     let was_written = written.is_some();
-    expose::make_so(nsctl, written).map_err(|failed| {
+    // A way in is no change that is confirmed; one that closes the operator's own is asked for by `apply --confirm`.
+    let session = Session::of_caller();
+    let how = How { session: session.as_ref(), ..How::default() };
+    expose::make_so(nsctl, written, &how).map_err(|failed| {
         let NotApplied { error, file } = *failed;
         let path = changed.path.display();
         match file {
