@@ -237,6 +237,67 @@ fn files_are_taken_on_request_and_not_by_surprise() {
     });
 }
 
+/// A neighbour can make addresses come and go, and so can anybody's containers: nobody has spoiled anything by that.
+#[test]
+fn a_host_whose_own_network_changes_without_pause_holds_nothing_closed() {
+    in_sandbox(|| {
+        let _internet = nsctl::internet::Internet::make().unwrap();
+        let network =
+            Network::new("node", &POLICY.replace("[service.c]", "[service.c]\noutbound = \"direct\"\ndns = \"none\""));
+        network.apply();
+        let daemon = Resident::start(&network);
+        ip("link add other type veth peer name beyond");
+        ip("link set other up");
+        for n in 1..=9 {
+            ip(&format!("address add 172.30.{n}.1/24 dev other"));
+            let excluded = || {
+                let set = network.nft("uplink", "list set inet nsctl not_direct4");
+                network.plan().is_empty() && !set.is_empty()
+            };
+            eventually(&format!("address {n} is followed"), excluded);
+        }
+        let snapshot = daemon.snapshot(&network, "node");
+        assert_eq!(snapshot["held"], serde_json::json!([]), "{:#?}", daemon.messages());
+        assert!(daemon.messages().iter().any(|message| message.starts_with("followed the host's own network")));
+        // The control: what somebody spoils is counted still.
+        nft("node-c", "flush ruleset");
+        daemon.wait_for("drift, mended");
+    });
+}
+
+/// Root inside can spoil what is done there, and cannot keep its own way in open by that.
+#[test]
+fn a_service_that_spoils_its_lock_cannot_keep_its_way_in() {
+    in_patient_sandbox(Duration::from_secs(200), || {
+        let _internet = nsctl::internet::Internet::make().unwrap();
+        let directory = std::path::Path::new("/run/node");
+        std::fs::create_dir_all(directory.join("policy.d")).unwrap();
+        std::fs::write(directory.join("policy.d/10.toml"), POLICY).unwrap();
+        let nsctl = |arguments: &[&str]| {
+            let paths = ["--policy", "/run/node/policy.d", "--state", "/run/node/state"];
+            Command::new(env!("CARGO_BIN_EXE_nsctl")).args(arguments).args(paths).output().unwrap()
+        };
+        assert!(nsctl(&["apply"]).status.success());
+        let opened = nsctl(&["expose", "b", "--port", "5000:x"]);
+        assert!(opened.status.success(), "{opened:?}");
+        let led = || common::nft_here("list ruleset").contains("5000");
+        assert!(led(), "the control: the way is open");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let spoil = ["netns", "exec", "node-b", "nft", "delete table inet nsctl"];
+                while !stop.load(Ordering::Relaxed) {
+                    Command::new("ip").args(spoil).output().ok();
+                }
+            });
+            let ways = [&["unexpose", "b"][..], &["expose", "b", "--port", "5000:x"], &["expose", "--all", "off"]];
+            let open: Vec<bool> = ways.iter().map(|arguments| (drop(nsctl(arguments)), led()).1).collect();
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(open, [false, true, false], "after each of {ways:?}");
+        });
+    });
+}
+
 #[test]
 fn the_daemon_alone_goes_back_when_nobody_confirms() {
     in_sandbox(|| {

@@ -13,7 +13,7 @@ use nsctl::store::Number;
 use nsctl::{Confirm, Error, How};
 
 use crate::common::in_sandbox;
-use crate::node::{NEW, NEW_EDGE, NoHolder, Node, OLD_EDGE, holders, until};
+use crate::node::{NEW, NEW_EDGE, NoHolder, Node, OLD, OLD_EDGE, holders, until};
 
 const CONNECTION: &str = "SSH_CONNECTION";
 const FIRST: (&str, &str) = (CONNECTION, "192.0.2.7 50022 198.51.100.1 22");
@@ -337,5 +337,43 @@ fn where_nobody_can_be_started_who_goes_back_nothing_is_changed() {
         node.network.nsctl.apply_with(&How { confirm, ..How::default() }).unwrap();
         assert!(node.store().pending().unwrap().is_some() && holders().is_empty());
         node.run("rollback").ok();
+    });
+}
+
+/// The first generation of all has nothing before it: nobody confirmed it, so a start of the machine does not either.
+#[test]
+fn a_first_generation_that_waits_does_not_come_into_force_by_a_reboot() {
+    in_sandbox(|| {
+        let _guard = NoHolder;
+        let node = Node::new(NEW);
+        node.run("apply --confirm 1h").ok();
+        assert_eq!(node.open(), BTreeSet::from([NEW_EDGE]));
+        kill_holders();
+        let mut pending = node.store().pending().unwrap().unwrap();
+        pending.boot = Some("another".into());
+        node.store().record_pending(&pending).unwrap();
+        node.run("apply --boot").refused("E0905", &["before the machine was started anew", "all is taken down"]);
+        assert!(node.network.is_nothing() && node.current().is_none());
+        // The control: whoever asks for it gets it.
+        node.run("apply --no-confirm").ok();
+        assert_eq!(node.open(), BTreeSet::from([NEW_EDGE]));
+    });
+}
+
+/// Whoever may be locked out has no use for a reason why not.
+#[test]
+fn going_back_is_not_kept_off_by_a_port_that_somebody_took_meanwhile() {
+    in_sandbox(|| {
+        let _guard = NoHolder;
+        let exposed = format!("{OLD}[service.a.expose.port]\nports = {{ \"8443\" = \"x\" }}\n");
+        let node = Node::new(&exposed);
+        node.run("apply").ok();
+        node.write(OLD);
+        node.run("apply --confirm 1h").ok();
+        let held = std::net::TcpListener::bind("0.0.0.0:8443").unwrap();
+        node.write(&exposed);
+        node.run("rollback").ok();
+        assert_eq!(node.current(), Some(Number(1)));
+        drop(held);
     });
 }
