@@ -283,7 +283,7 @@ pub enum Command {
     },
     /// Puts an earlier generation into force again.
     Rollback {
-        /// Its number; default: the one before that which is in force, or waits to be confirmed.
+        /// Its number; default: the parent of that which is in force, or what comes back for one that waits.
         #[arg(value_name = "N")]
         to: Option<Number>,
         /// Of this network; default: the policy's, else the only one that is known.

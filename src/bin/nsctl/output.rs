@@ -338,10 +338,10 @@ fn help(error: &Error) -> Option<String> {
         }
         #[cfg(feature = "daemon")]
         Error::Daemon(nsctl::daemon::ClientError::Absent { .. }) => {
-            Some("start it (`systemctl start nsctld`), or use `nsctl apply`, which needs none".into())
+            Some("start it (`nsctl daemon`), or use `nsctl apply`, which needs none".into())
         }
         #[cfg(feature = "daemon")]
-        Error::Daemon(_) => Some("see its log (`journalctl -u nsctld`); `nsctl apply` needs no daemon".into()),
+        Error::Daemon(_) => Some("see its log; `nsctl apply` needs no daemon".into()),
         Error::PortTaken { port, .. } => Some(format!(
             "nothing was changed: stop that program (`ss -lntup 'sport = :{port}'` names it), or expose on another port"
         )),
