@@ -36,7 +36,7 @@ const MOST: usize = 32;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// What the daemon knows: a [`Snapshot`].
+    /// What the daemon knows: a [`Snapshot`](super::Snapshot).
     Status,
     /// Applies the policy's files.
     Reload(Reload),
