@@ -20,6 +20,7 @@ use std::error::Error as StdError;
 use serde::Serialize;
 
 use crate::orchestrator::{Error, Orchestrator};
+use crate::report::chain;
 use view::View;
 
 /// How a check came out.
@@ -113,17 +114,9 @@ impl Orchestrator {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, on one line whatever they hold.
 fn told(error: &dyn StdError) -> String {
-    let mut said = Vec::new();
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        said.push(cause.to_string().replace('\n', " "));
-        next = cause.source();
-    }
-    // A layer that adds nothing repeats the one below.
-    said.dedup();
-    said.join(": ")
+    chain(error).replace('\n', " ")
 }
 
 /// `1 service`, `2 services`.

@@ -28,3 +28,21 @@ pub struct Report {
     /// The step at which the turn ended, when it did not end well.
     pub failed: Option<StepError>,
 }
+
+/// An error with its causes in one line, each layer's sentence once: a cause that only repeats the end of what was said is
+/// left out, and one that begins with all of it takes its place.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let sentence = source.to_string();
+        if sentence.starts_with(&text) {
+            text = sentence;
+        } else if !text.ends_with(&sentence) {
+            text.push_str(": ");
+            text.push_str(&sentence);
+        }
+        next = source.source();
+    }
+    text
+}

@@ -15,6 +15,7 @@ use super::snapshot::{NetworkSnapshot, REMEMBERED, Repair};
 use super::workers::wanted;
 use crate::orchestrator::history::Settled;
 use crate::orchestrator::mend::InForce;
+use crate::report::chain;
 use crate::store::{self, StoreError};
 use crate::worker::Spec;
 use crate::{Error, Orchestrator, Planned, clock, drift, held};
@@ -273,12 +274,4 @@ impl Watched {
 fn host_of(planned: &Planned) -> HostNetwork {
     let nothing = BTreeMap::new();
     HostNetwork { sysctls: nothing.clone(), before: nothing, ..planned.observed.host.clone() }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut said: Vec<String> = causes.map(ToString::to_string).collect();
-    said.dedup();
-    said.join(": ")
 }

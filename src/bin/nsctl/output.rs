@@ -15,6 +15,7 @@ use nsctl::kernel::nft::NftError;
 use nsctl::own::OwnError;
 use nsctl::policy::{Editable, Found, ReadError};
 use nsctl::report::StepError;
+pub use nsctl::report::chain;
 use nsctl::rewrite::RewriteError;
 use nsctl::store::StoreError;
 use serde::Serialize;
@@ -202,21 +203,6 @@ fn witness(found: &Counterexample) -> Vec<String> {
 /// Overwrites the last line of a terminal's stderr.
 pub fn progress(text: impl Display) {
     write!(io::stderr().lock(), "\r{text}\x1b[K\r").ok();
-}
-
-/// An error with its causes, each layer's sentence once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let sentence = source.to_string();
-        if !text.ends_with(&sentence) {
-            text.push_str(": ");
-            text.push_str(&sentence);
-        }
-        next = source.source();
-    }
-    text
 }
 
 fn machine_readable(error: &Error) -> Vec<serde_json::Value> {
