@@ -22,8 +22,10 @@ pub fn start(state: &Path, network: &NetworkName, pending: &Pending) -> io::Resu
     // In the process group of this one: the leader of a group cannot begin a session (setsid(2)), and it does.
     alone.args(arguments(&state, network)).current_dir("/");
     alone.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // Nobody waits for it: it outlives this process, and whoever adopts it reaps it.
-    alone.spawn().map(drop)
+    let mut holder = alone.spawn()?;
+    // It outlives a command, and whoever adopts it reaps it; a daemon outlives it.
+    std::thread::spawn(move || holder.wait());
+    Ok(())
 }
 
 fn as_unit(program: &PathBuf, state: &Path, network: &NetworkName, pending: &Pending) -> io::Result<()> {
