@@ -40,7 +40,7 @@ use crate::own;
 use crate::policy::{self, Editable, Found, ReadErrors};
 use crate::report::Report;
 use crate::status::Status;
-use crate::store::{Number, Pending, Store, StoreError};
+use crate::store::{Number, Pending, Store};
 
 pub use down::Removed;
 pub use error::{Error, Occupied};
@@ -197,7 +197,7 @@ impl Note {
 /// The library: load a policy, plan, apply, look, take down.
 ///
 /// Each verb looks at the kernel anew and keeps nothing in memory; two of them can be used at once from two processes
-/// (the one that comes second to change something is told [`StoreError::Busy`]).
+/// (the one that comes second to change something is told [`StoreError::Busy`](crate::store::StoreError::Busy)).
 #[derive(Clone, Debug)]
 pub struct Orchestrator {
     options: Options,
@@ -611,14 +611,6 @@ fn proved(planned: &Planned) -> Result<Proof, Error> {
     let proof =
         std::thread::scope(|scope| scope.spawn(|| prove(&checked.graph, addresses, &observed.host, desired)).join());
     proof.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(Error::Unproved)
-}
-
-/// With its cause, in one line.
-fn told(error: &StoreError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 fn wants(desired: &Desired, netns: &str) -> bool {

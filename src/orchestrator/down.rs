@@ -8,11 +8,11 @@ use netns_policy::plan::{Plan, Step};
 use netns_policy::topology::is_netns_of;
 
 use super::recording::{Recording, run};
-use super::{Error, Orchestrator, Running, TURNS, told};
+use super::{Error, Orchestrator, Running, TURNS};
 use crate::drift::cookies;
 use crate::held;
 use crate::kernel::{Kernel as _, netns};
-use crate::report::Report;
+use crate::report::{Report, chain};
 use crate::store::{Event, Guard, Store, StoreError};
 
 /// What `down` did.
@@ -59,13 +59,13 @@ impl Orchestrator {
         let forgotten = store.forget_pending();
         let recorded = is_recorded(&store).and_then(|is| if is { store.set_current(None) } else { Ok(()) });
         if let Err(error) = recorded.and(forgotten) {
-            notes.push(format!("{}: the generation stays recorded as in force", told(&error)));
+            notes.push(format!("{}: the generation stays recorded as in force", chain(&error)));
         }
         cookies::forget(&linux);
         held::lift(&self.options.run, &network);
         let (first, report) = self.take_down(&network, &store, &mut notes)?;
         if !report.done.is_empty() {
-            store.note(Event::Down, None).unwrap_or_else(|error| notes.push(told(&error)));
+            store.note(Event::Down, None).unwrap_or_else(|error| notes.push(chain(&error)));
         }
         notes.dedup();
         Ok(Removed { network, plan: first, report, notes })
@@ -125,7 +125,7 @@ fn lock_for_down(store: &Store, notes: &mut Vec<String>) -> Result<Option<Guard>
         Err(busy @ StoreError::Busy { .. }) => return Err(busy.into()),
         Err(error) => error,
     };
-    notes.push(format!("{}: what was removed is not recorded", told(&error)));
+    notes.push(format!("{}: what was removed is not recorded", chain(&error)));
     match store.lock_as_it_is() {
         Ok(guard) => Ok(Some(guard)),
         Err(busy @ StoreError::Busy { .. }) => Err(busy.into()),
@@ -144,7 +144,7 @@ fn sysctls_for_down(store: &Store, notes: &mut Vec<String>) -> BTreeMap<String, 
     };
     notes.push(format!(
         "{}{aside}: only forwarding that our rules tell of is set back; see `sysctl -a -r forwarding`",
-        told(&error)
+        chain(&error)
     ));
     BTreeMap::new()
 }

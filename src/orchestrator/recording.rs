@@ -7,13 +7,13 @@ use std::io;
 use netns_policy::observed::Observed;
 use netns_policy::plan::{Plan, Step};
 
-use super::{Error, is_up, told};
+use super::{Error, is_up};
 use crate::fault;
 use crate::kernel::nft::NftError;
 use crate::kernel::sysctl::Sysctl;
 use crate::kernel::{Kernel, KernelError, Linux};
 use crate::reconcile;
-use crate::report::{Report, StepError};
+use crate::report::{Report, StepError, chain};
 use crate::store::{Store, StoreError};
 
 /// One turn. A change of rules by somebody else meanwhile is no failure before the last one.
@@ -54,7 +54,7 @@ impl<'a> Recording<'a> {
         });
         match recorded {
             Err(error) if self.lenient => {
-                self.failed.borrow_mut().push(format!("{}: what was set back stays recorded", told(&error)));
+                self.failed.borrow_mut().push(format!("{}: what was set back stays recorded", chain(&error)));
                 Ok(())
             }
             recorded => recorded.map_err(failed_to_record),
